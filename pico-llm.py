@@ -1,0 +1,224 @@
+"""Train small language models on sequences, stories or both, and print what they write.
+
+python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_size 32 --kgram_k 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import helpers
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line, exit code 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def number(kind: type, low: float, high: float = math.inf, low_included: bool = True):
+    """An argparse type: a number of `kind` from `low` to `high`."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not (low <= value <= high) or (value == low and not low_included) or not math.isfinite(value):
+            start = "" if low_included else "above "
+            end = "" if high == math.inf else f" to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {start}{low}{end or ' or more'}")
+        return value
+
+    parse.__name__ = {"int": "whole number", "float": "number"}[kind.__name__]
+    return parse
+
+
+def build_parser() -> Parser:
+    """All options, their ranges and defaults."""
+    count, size = number(int, 1), number(int, 1)
+    parser = Parser(
+        prog="pico-llm.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--input_files", nargs="*", default=[], metavar="FILE", help="one sequence a line; also looked up in data/"
+    )
+    text.add_argument(
+        "--tinystories_weight",
+        type=number(float, 0, 1),
+        default=0.5,
+        metavar="W",
+        help="chance that a training sequence is a story, not a line of a file; without files all are stories "
+        "(default: %(default)s)",
+    )
+    text.add_argument(
+        "--stories",
+        default="builtin",
+        metavar="SOURCE",
+        help="builtin, hub (TinyStories through datasets), or a text file with <|endoftext|> between stories "
+        "(default: %(default)s)",
+    )
+    text.add_argument(
+        "--block_size",
+        type=number(int, 2),
+        default=128,
+        metavar="T",
+        help="tokens of a sequence, from its start (default: %(default)s)",
+    )
+
+    models = parser.add_argument_group("models")
+    models.add_argument("--models", nargs="+", choices=["lstm", "kgram"], default=["lstm", "kgram"])
+    models.add_argument("--embed_size", type=size, default=64, metavar="E", help="(default: %(default)s)")
+    models.add_argument("--hidden_size", type=size, metavar="H", help="(default: the embedding size)")
+    models.add_argument(
+        "--kgram_k", type=count, default=3, metavar="K", help="tokens of context (default: %(default)s)"
+    )
+    models.add_argument(
+        "--kgram_chunk_size", type=count, metavar="N", help="contexts that go through the net at once (default: all)"
+    )
+    models.add_argument(
+        "--num_inner_mlp_layers",
+        type=number(int, 0),
+        default=1,
+        metavar="L",
+        help="inner layers of the k-gram's net (default: %(default)s)",
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=count, default=3, help="(default: %(default)s)")
+    training.add_argument("--max_steps_per_epoch", type=count, metavar="N", help="cut each epoch short (default: no)")
+    training.add_argument("--batch_size", type=count, default=32, metavar="B", help="(default: %(default)s)")
+    training.add_argument(
+        "--learning_rate",
+        type=number(float, 0, low_included=False),
+        default=1e-3,
+        help="of Adam (default: %(default)s)",
+    )
+    training.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="(default: %(default)s)")
+    training.add_argument(
+        "--device_id", default="auto", metavar="DEVICE", help="cpu, cuda:0, mps or auto (default: %(default)s)"
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--prompt", default="Once upon a", help="what samples go on from (default: %(default)s)")
+    output.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help="save losses (.csv) and weights (.safetensors) here (default: no)",
+    )
+    return parser
+
+
+def read_data(args: argparse.Namespace, tokenizer) -> tuple[list, list[float] | None]:
+    """Sequences and, where files and stories are mixed, the weight of each; says what was read."""
+    weight = args.tinystories_weight if args.input_files else 1.0
+    sequences, weights = [], []
+    for share, name in ((1 - weight, "files"), (weight, "stories")):
+        if not share:
+            continue
+        if name == "files":
+            found = helpers.read_sequences(args.input_files, tokenizer, args.block_size)
+        else:
+            found = helpers.encode_texts(helpers.load_stories(args.stories), tokenizer, args.block_size)
+        distinct = len({tuple(sequence.tolist()) for sequence in found})
+        print(f"{name}: {len(found)} sequences, {distinct} distinct, up to {args.block_size} tokens; share {share:g}")
+        sequences += found
+        weights += [share / len(found)] * len(found)
+    return sequences, weights if 0 < weight < 1 else None
+
+
+def build_model(name: str, args: argparse.Namespace) -> helpers.SequenceModel:
+    hidden_size = args.hidden_size or args.embed_size
+    if name == "lstm":
+        return helpers.LSTMSeqModel(helpers.VOCAB_SIZE, args.embed_size, hidden_size)
+    net = helpers.EmbeddingMLP(
+        helpers.VOCAB_SIZE, args.kgram_k, args.embed_size, hidden_size, args.num_inner_mlp_layers
+    )
+    return helpers.KGramMLPSeqModel(
+        net, vocab_size=helpers.VOCAB_SIZE, k=args.kgram_k, chunk_size=args.kgram_chunk_size
+    )
+
+
+def print_samples(model: helpers.SequenceModel, tokenizer, prompt: str, generator: torch.Generator) -> None:
+    for label, top_p in (("greedy", None), ("p = 0.95", 0.95), ("p = 1.0", 1.0)):
+        text = helpers.generate(model, tokenizer, prompt, top_p=top_p, generator=generator)
+        print(f"  {label:8s} | {text!r}")
+
+
+def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device: torch.device) -> None:
+    """Train one model, printing each epoch's mean loss and samples; save it where --output_dir says."""
+    torch.manual_seed(args.seed)
+    model = build_model(name, args).to(device)
+    steps = min(len(batches), args.max_steps_per_epoch or len(batches))
+    size = helpers.count_parameters(model)["parameters"]
+    print(f"\n{name}: {size:,} parameters, {steps} steps an epoch; ln V = {math.log(model.vocab_size):.4f}")
+    rows: list[dict] = []
+    generator = torch.Generator(device).manual_seed(args.seed)  # of the samples alone
+
+    def report(row: dict) -> None:
+        rows.append(row)
+        if row["step"] % steps:
+            return
+        epoch = rows[-steps:]
+        tokens = sum(row["tokens"] for row in epoch)
+        loss = sum(row["tokens"] * row["loss"] for row in epoch) / tokens
+        rate = tokens / sum(row["step_s"] for row in epoch)
+        print(
+            f"epoch {row['step'] // steps}/{args.epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s"
+        )
+        print_samples(model, tokenizer, args.prompt, generator)
+
+    frame = helpers.train(
+        model,
+        batches,
+        name=name,
+        steps=args.epochs * steps,
+        max_steps_per_epoch=steps,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        run="pico-llm",
+        on_step=report,
+        progress=sys.stderr.isatty(),
+    )
+    if args.output_dir:
+        frame.to_csv(args.output_dir / f"{name}.csv", index=False)
+        save_file(model.state_dict(), args.output_dir / f"{name}.safetensors")
+        print(f"saved {name}.csv and {name}.safetensors in {args.output_dir}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # samples may hold bytes that a terminal cannot show
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    try:
+        if args.output_dir:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+        device = helpers.set_up(args.seed, device=args.device_id)
+        tokenizer = helpers.load_tokenizer()
+        if not tokenizer.encode(args.prompt):
+            parser.error("argument --prompt: it is empty; the models predict from at least one token")
+        print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
+        sequences, weights = read_data(args, tokenizer)
+        for name in args.models:
+            batches = helpers.make_batches(sequences, args.batch_size, seed=args.seed, weights=weights)
+            train_model(name, batches, tokenizer, args, device)
+    except (ValueError, TypeError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped\n")
+
+
+if __name__ == "__main__":
+    main()
