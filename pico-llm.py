@@ -76,9 +76,17 @@ def build_parser() -> Parser:
     )
 
     models = parser.add_argument_group("models")
-    models.add_argument("--models", nargs="+", choices=["lstm", "kgram"], default=["lstm", "kgram"])
-    models.add_argument("--embed_size", type=size, default=64, metavar="E", help="(default: %(default)s)")
-    models.add_argument("--hidden_size", type=size, metavar="H", help="(default: the embedding size)")
+    models.add_argument(
+        "--models",
+        nargs="+",
+        choices=["lstm", "kgram"],
+        default=["lstm", "kgram"],
+        help="which to train, one after the other (default: lstm kgram)",
+    )
+    models.add_argument(
+        "--embed_size", type=size, default=64, metavar="E", help="width of an embedding (default: %(default)s)"
+    )
+    models.add_argument("--hidden_size", type=size, metavar="H", help="width of the hidden layers (default: E)")
     models.add_argument(
         "--kgram_k", type=count, default=3, metavar="K", help="tokens of context (default: %(default)s)"
     )
@@ -94,22 +102,35 @@ def build_parser() -> Parser:
     )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=count, default=3, help="(default: %(default)s)")
+    training.add_argument(
+        "--epochs", type=count, default=3, metavar="N", help="passes over the text (default: %(default)s)"
+    )
     training.add_argument("--max_steps_per_epoch", type=count, metavar="N", help="cut each epoch short (default: no)")
-    training.add_argument("--batch_size", type=count, default=32, metavar="B", help="(default: %(default)s)")
+    training.add_argument(
+        "--batch_size", type=count, default=32, metavar="B", help="sequences a step (default: %(default)s)"
+    )
     training.add_argument(
         "--learning_rate",
         type=number(float, 0, low_included=False),
         default=1e-3,
-        help="of Adam (default: %(default)s)",
+        metavar="LR",
+        help="step size of Adam (default: %(default)s)",
     )
-    training.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="(default: %(default)s)")
+    training.add_argument(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=0,
+        metavar="S",
+        help="of first weights, data order and samples (default: %(default)s)",
+    )
     training.add_argument(
         "--device_id", default="auto", metavar="DEVICE", help="cpu, cuda:0, mps or auto (default: %(default)s)"
     )
 
     output = parser.add_argument_group("output")
-    output.add_argument("--prompt", default="Once upon a", help="what samples go on from (default: %(default)s)")
+    output.add_argument(
+        "--prompt", default="Once upon a", metavar="TEXT", help="what samples go on from (default: %(default)s)"
+    )
     output.add_argument(
         "--output_dir",
         type=Path,

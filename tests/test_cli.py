@@ -1,0 +1,155 @@
+"""The command line: the notes' command word for word, each option, each kind of bad value."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from safetensors.torch import load_file
+
+NOTES = (
+    "python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_size 32 --max_steps_per_epoch 1 "
+    "--kgram_k 2 --embed_size 64 --device_id cpu"
+)
+QUICK = (
+    "--input_files 3seqs.txt --tinystories_weight 0 --block_size 12 --batch_size 8 --embed_size 8 --models kgram "
+    "--epochs 1 --max_steps_per_epoch 2 --prompt 0 --device_id cpu"
+)
+
+
+@pytest.fixture(scope="session")
+def pico_llm():
+    spec = importlib.util.spec_from_file_location("pico_llm", ROOT / "pico-llm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(pico_llm, capsys):
+    """Runs main with QUICK and some more options; returns what it printed, less the speed."""
+
+    def run(more=""):
+        pico_llm.main(shlex.split(QUICK) + shlex.split(more))
+        return re.sub(r"[\d,]+ tokens/s", "", capsys.readouterr().out)
+
+    return run
+
+
+def test_the_command_of_the_notes():
+    command = [sys.executable, *shlex.split(NOTES)[1:]]
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"epoch \d/3: mean loss ([\d.]+)", result.stdout)]
+    assert len(losses) == 6 and "1 threads" in result.stdout  # three epochs of the LSTM and of the k-gram
+    for one, two, three in (losses[:3], losses[3:]):
+        assert 11 > one > two > three > 10.5
+    for setting in ("greedy", "p = 0.95", "p = 1.0"):
+        assert len(re.findall(rf"^  {setting} *\| 'Once upon a.+", result.stdout, flags=re.M)) == 6
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--tinystories_weight 1",
+        "--tinystories_weight 0.5",
+        "--block_size 20",
+        "--models lstm",
+        "--embed_size 9",
+        "--hidden_size 9",
+        "--kgram_k 2",
+        "--num_inner_mlp_layers 2",
+        "--epochs 2",
+        "--max_steps_per_epoch 3",
+        "--batch_size 9",
+        "--learning_rate 0.01",
+        "--seed 1",
+        "--prompt 1",
+    ],
+)
+def test_each_option_changes_what_is_printed(run, option):  # TRAPS 26
+    assert run() == run() != run(option)
+
+
+def test_input_files_and_stories_change_the_text(run, tmp_path):  # TRAPS 26
+    (tmp_path / "mine.txt").write_text("a b c d e f g\n" * 9)
+    (tmp_path / "tales.txt").write_text("<|endoftext|>\n".join(f"Tale {i} ends well.\n" for i in range(40)))
+    assert "files: 9 sequences, 1 distinct" in run(f"--input_files {tmp_path / 'mine.txt'}")
+    builtin = run("--tinystories_weight 1")
+    assert "stories: 2000 sequences" in builtin and "files:" not in builtin
+    assert run(f"--tinystories_weight 1 --stories {tmp_path / 'tales.txt'}") != builtin
+
+
+def test_chunks_change_the_work_and_not_the_result(pico_llm, run):  # TRAPS 26
+    args = pico_llm.build_parser().parse_args(["--kgram_chunk_size", "5"])
+    assert pico_llm.build_model("kgram", args).chunk_size == 5
+    chunked, whole = (re.search(r"mean loss ([\d.]+)", run(more)).group(1) for more in ("--kgram_chunk_size 5", ""))
+    assert float(chunked) == pytest.approx(float(whole), abs=2e-4)
+
+
+def test_output_dir_keeps_losses_and_weights(run, tmp_path):  # TRAPS 24, 26
+    run(f"--output_dir {tmp_path / 'new' / 'folder'}")
+    folder = tmp_path / "new" / "folder"
+    assert sorted(path.name for path in folder.iterdir()) == ["kgram.csv", "kgram.safetensors"]
+    assert len(pd.read_csv(folder / "kgram.csv")) == 2
+    assert load_file(folder / "kgram.safetensors")["net.embedding.weight"].shape == (50_257, 8)
+
+
+def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
+    pico_llm.main(shlex.split(QUICK) + ["--device_id", "cuda:7"])
+    captured = capsys.readouterr()
+    assert captured.err.strip() == "note: device cuda:7 is not available here; using the CPU instead"
+    assert captured.out.startswith("device cpu")
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ("--kgram_k 0", "--kgram_k: 0 is out of range; expected 1 or more"),
+        ("--kgram_k two", "--kgram_k: invalid whole number value: 'two'"),
+        ("--block_size 1", "--block_size: 1 is out of range; expected 2 or more"),
+        ("--tinystories_weight 1.5", "expected 0 to 1"),
+        ("--tinystories_weight nan", "--tinystories_weight: nan is out of range"),
+        ("--learning_rate 0", "expected above 0"),
+        ("--learning_rate inf", "--learning_rate: inf is out of range"),
+        ("--embed_size -3", "--embed_size"),
+        ("--models transformer2", "--models"),
+        ("--no_such_option", "--no_such_option"),
+        ("--device_id gpu9", "gpu9"),
+        ("--input_files absent.txt", "absent.txt"),
+        ("--tinystories_weight 1 --stories absent.txt", "absent.txt"),
+        ("--prompt ''", "--prompt"),
+        ("--seed -1", "--seed"),
+    ],
+)
+def test_bad_values_end_with_one_line_and_code_2(pico_llm, capsys, options, says):
+    with pytest.raises(SystemExit) as stopped:
+        pico_llm.main(shlex.split(QUICK) + shlex.split(options))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in error
+    assert error.startswith("pico-llm.py: error: ") and error.count("\n") == 1
+
+
+def test_binary_input_and_divergence_end_with_one_line(pico_llm, capsys, tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    for options in (
+        f"--input_files {tmp_path / 'picture.png'}",
+        "--learning_rate 1e30 --max_steps_per_epoch 6 --epochs 3",
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            pico_llm.main(shlex.split(QUICK) + shlex.split(options))
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1, error
+
+
+def test_help_names_each_option(pico_llm):
+    text = pico_llm.build_parser().format_help()
+    for action in pico_llm.build_parser()._actions:
+        assert action.help and action.option_strings[-1] in text

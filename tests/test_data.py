@@ -1,0 +1,147 @@
+"""Tokenizer, 3seqs.txt, text files of all kinds, splits and stories."""
+
+import hashlib
+
+import pytest
+import torch
+
+import helpers
+
+
+def test_tokenizer_is_gpt2(tokenizer):
+    assert tokenizer.n_vocab == 50_257 == helpers.BLANK
+    assert tokenizer.encode("Hello world!") == [15496, 995, 0]
+    assert tokenizer.encode("<|endoftext|>", allowed_special="all") == [50_256]
+
+
+def test_the_full_3seqs_has_the_size_of_the_course_file(tmp_path):
+    assert helpers.write_3seqs(tmp_path / "full.txt").stat().st_size == 8_304_725
+
+
+def test_the_shipped_3seqs_follows_its_rule(tmp_path):
+    shipped = helpers.find_data("3seqs.txt").read_bytes()
+    assert helpers.write_3seqs(tmp_path / "again.txt", copies=32).read_bytes() == shipped
+    assert helpers.data_hash("3seqs.txt") == hashlib.sha256(shipped).hexdigest()[:12]
+    lines = shipped.decode().splitlines()
+    assert len(lines) == 96 and {lines.count(line) for line in set(lines)} == {32}
+
+
+def read(tmp_path, content: bytes, tokenizer, block_size=32):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    return [sequence.tolist() for sequence in helpers.read_sequences(path, tokenizer, block_size)]
+
+
+def test_line_ends_marks_and_empty_lines(tmp_path, tokenizer):  # TRAPS 28
+    plain = read(tmp_path, b"a b c\nd e\n", tokenizer)
+    assert plain == [tokenizer.encode("a b c"), tokenizer.encode("d e")]
+    for content in (b"a b c\r\nd e\r\n", b"\xef\xbb\xbfa b c\n\n \nd e", b"a b c\n!\nd e\n"):  # "!" is one token
+        assert read(tmp_path, content, tokenizer) == plain
+
+
+def test_endoftext_is_one_real_token(tmp_path, tokenizer):  # TRAPS 10, 28
+    assert read(tmp_path, b"a<|endoftext|>b\n", tokenizer) == [[64, 50_256, 65]]
+
+
+def test_blocks_are_cut_at_their_size(tmp_path, tokenizer):
+    assert read(tmp_path, b"0 1 2 3 4 5\n", tokenizer, block_size=4) == [tokenizer.encode("0 1 2 3")]
+    with pytest.raises(ValueError, match="block_size is 1"):
+        read(tmp_path, b"0 1 2\n", tokenizer, block_size=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"!\n?\n", b"\xff\xfe\x00a", b"\x89PNG\x00\x01", b"caf\xe9 au lait"])
+def test_unusable_files_are_named(tmp_path, tokenizer, content):  # TRAPS 28
+    with pytest.raises(ValueError, match=r"text\.txt"):
+        read(tmp_path, content, tokenizer)
+
+
+def test_a_missing_file_is_named(tokenizer):
+    with pytest.raises(FileNotFoundError, match="absent.txt"):
+        helpers.read_sequences("absent.txt", tokenizer, 32)
+
+
+def sequences_of(count, copies=1):
+    return [torch.tensor([i, i + 1, i + 2]) for i in range(count)] * copies
+
+
+def test_a_split_is_the_same_each_time_and_shares_nothing():  # TRAPS 12
+    sequences = sequences_of(50, copies=3)
+    splits = [helpers.split_sequences(sequences, 0.2, seed=1) for _ in range(10)]
+    as_lists = [[[s.tolist() for s in side] for side in split] for split in splits]
+    assert all(split == as_lists[0] for split in as_lists)
+    train, validation = ({tuple(s) for s in side} for side in as_lists[0])
+    assert not train & validation and len(train | validation) == 50 and len(validation) == 10
+    assert len(as_lists[0][0]) + len(as_lists[0][1]) == 150
+    other = helpers.split_sequences(sequences, 0.2, seed=2)
+    assert [s.tolist() for s in other[1]] != as_lists[0][1]
+
+
+def test_a_split_of_3seqs_warns(tokenizer):  # TRAPS 12
+    with pytest.warns(UserWarning, match="only 3 of 96"):
+        helpers.split_sequences(helpers.read_sequences("3seqs.txt", tokenizer, 32))
+
+
+def test_impossible_splits_say_so():
+    with pytest.raises(ValueError, match="cannot be split"):
+        helpers.split_sequences(sequences_of(1, copies=9))
+    with pytest.raises(ValueError, match="validation is 1.5"):
+        helpers.split_sequences(sequences_of(9), 1.5)
+
+
+def test_batches_are_padded_with_blank_and_repeat_by_seed():
+    sequences = [torch.arange(length) for length in range(2, 12)]
+    first, again, other = (list(helpers.make_batches(sequences, 4, blank=99, seed=s)) for s in (0, 0, 1))
+    assert [tokens.shape[1] for tokens in first] == [4, 4, 2]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    lengths = sorted(int((column != 99).sum()) for tokens in first for column in tokens.T)
+    assert lengths == list(range(2, 12))
+    batches = helpers.make_batches(sequences, 10, blank=99)
+    assert not torch.equal(next(iter(batches)), next(iter(batches)))  # a new epoch, a new order
+
+
+def test_weighted_batches_follow_their_weights():
+    sequences = sequences_of(400)
+    weights = [0.0] * 200 + [1.0] * 200
+    drawn = torch.cat([tokens[0] for tokens in helpers.make_batches(sequences, 50, weights=weights)])
+    assert len(drawn) == 400 and drawn.min() >= 200
+
+
+@pytest.mark.parametrize("arguments", [([], 4), (sequences_of(3), 0)])
+def test_impossible_batches_say_so(arguments):
+    with pytest.raises(ValueError, match="expected"):
+        helpers.make_batches(*arguments)
+
+
+def test_builtin_stories():
+    stories = helpers.load_stories(limit=300)
+    assert len(set(stories)) == 300 and stories == helpers.load_stories(limit=300)
+    assert stories != helpers.load_stories(limit=300, seed=1)
+    assert not set(stories) & set(helpers.load_stories(split="validation", limit=300))
+    assert not any(mark in story for story in stories for mark in "{}#")
+
+
+def test_stories_of_a_local_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "stories.txt"
+    path.write_text("<|endoftext|>\n".join(f"Story {i}.\nIts end.\n" for i in range(60)))
+    train, validation = (helpers.load_stories(path, split) for split in ("train", "validation"))
+    assert len(train) + len(validation) == 60 and validation and not set(train) & set(validation)
+    assert all(story.endswith("Its end.") for story in train)
+
+
+def test_stories_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch):
+    import datasets
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ConnectionError, match="built-in stories"):
+        helpers.load_stories("hub")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": " One day. "}, {"text": "One day."}])
+    assert helpers.load_stories("hub") == ["One day."]
+    with pytest.raises(FileNotFoundError, match="absent"):
+        helpers.load_stories("absent.txt")
+    with pytest.raises(ValueError, match="split is 'test'"):
+        helpers.load_stories(split="test")

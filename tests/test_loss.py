@@ -1,0 +1,163 @@
+"""The loss against a literal loop, its padding, its floors; evaluation."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import kgram, loop_loss, lstm, random_tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import helpers
+
+KGRAM_NETS = ["OneHotMLP", "EmbeddingMLP", "ConvHybrid"]
+
+
+@pytest.mark.parametrize("name", KGRAM_NETS)
+def test_twenty_steps_equal_the_literal_loop(designs, name):
+    model = kgram(getattr(designs, name), vocab_size=60, k=2, hidden_size=16, num_layers=2)
+    twin = copy.deepcopy(model)
+    batches = [random_tokens(7, 4, vocab_size=60, seed=seed) for seed in range(20)]
+    for tokens in batches:
+        tokens[5:, 0] = model.blank
+    fast = helpers.compare({"m": model}, batches, steps=20, progress=False)["loss"]
+    slow = helpers.compare({"m": twin}, batches, steps=20, loss_fn=loop_loss, progress=False)["loss"]
+    assert (fast - slow).abs().max() < 1e-4 and fast.iloc[-1] < fast.iloc[0]
+
+
+@pytest.mark.parametrize("name", [*KGRAM_NETS, "LSTM"])
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(2, 9), batch=st.integers(1, 4), seed=st.integers(0, 999), cut=st.integers(0, 8))
+def test_loss_and_gradients_equal_plain_cross_entropy(designs, name, length, batch, seed, cut):
+    model = lstm() if name == "LSTM" else kgram(getattr(designs, name))
+    tokens = random_tokens(length, batch, vocab_size=4, seed=seed)  # four ids: contexts and pairs repeat
+    tokens[max(2, length - cut) :, 0] = model.blank
+    plain = F.cross_entropy(model(tokens[:-1]).flatten(0, 1), tokens[1:].flatten(), ignore_index=model.blank)
+    loss = helpers.next_token_loss(model, tokens)
+    assert abs(loss.item() - plain.item()) < 1e-5
+    if name != "LSTM":
+        assert abs(loss.item() - loop_loss(model, tokens).item()) < 1e-5
+    for ours, theirs in zip(*(torch.autograd.grad(x, model.parameters()) for x in (3 * loss, 3 * plain)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 5, 100])
+def test_head_cross_entropy_in_chunks(chunk_rows):
+    torch.manual_seed(0)
+    rows, head = torch.randn(5, 4, dtype=torch.double, requires_grad=True), nn.Linear(4, 7).double()
+    row, target = torch.tensor([0, 0, 2, 3, 4]), torch.tensor([1, 6, 0, 3, 3])  # row 1 has no target
+    share = torch.tensor([0.1, 0.2, 0.3, 0.3, 0.1], dtype=torch.double)
+
+    def loss(rows, weight, bias):
+        head.weight.data, head.bias.data = weight, bias
+        return helpers.head_cross_entropy(rows, head, row, target, share, chunk_rows)
+
+    plain = (share * F.cross_entropy(head(rows)[row], target, reduction="none")).sum()
+    expected = torch.autograd.grad(plain, (rows, *head.parameters()))
+    ours = helpers.head_cross_entropy(rows, head, row, target, share, chunk_rows)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(torch.autograd.grad(ours, (rows, *head.parameters())), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_second_backward_says_why_not():
+    loss = helpers.next_token_loss(lstm(), random_tokens(5, 2))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ["EmbeddingMLP", "LSTM"])
+def test_padding_does_not_count(designs, name):  # TRAPS 10
+    model = lstm() if name == "LSTM" else kgram(designs.EmbeddingMLP)
+    long, short = random_tokens(10, 1)[:, 0], random_tokens(4, 1, seed=1)[:, 0]
+    each = [helpers.next_token_loss(model, sequence[:, None]).item() for sequence in (long, short)]
+    both = helpers.pad_batch([long, short], model.blank)
+    assert helpers.next_token_loss(model, both).item() == pytest.approx((9 * each[0] + 3 * each[1]) / 12, abs=1e-6)
+    wider = torch.cat([both, torch.full((10, 20), model.blank)], dim=1)
+    longer = torch.cat([both, torch.full((20, 2), model.blank)])
+    for padded in (wider, longer):
+        assert helpers.next_token_loss(model, padded).item() == pytest.approx(
+            helpers.next_token_loss(model, both).item(), abs=1e-6
+        )
+        assert helpers.count_targets(padded, model.blank) == 12
+
+
+@pytest.mark.parametrize("target", [0, 39])  # "!" is id 0, <|endoftext|> the last id
+def test_every_real_id_is_a_target(target):  # TRAPS 10
+    model, tokens = lstm(), torch.tensor([[5], [target]])
+    expected = -model(tokens)[0, 0].log_softmax(-1)[target].item()
+    assert helpers.count_targets(tokens, model.blank) == 1
+    assert helpers.next_token_loss(model, tokens).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_without_targets_says_so():
+    for tokens in (torch.tensor([[3, 4]]), torch.tensor([[3], [40]])):
+        with pytest.raises(ValueError, match="no target"):
+            helpers.next_token_loss(lstm(), tokens)
+
+
+class Constant(helpers.SequenceModel):
+    """Gives token 0 a loss of 1.0 and token 1 a loss of 5.0, whatever came before."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        rest = 1 - math.exp(-1) - math.exp(-5)
+        self.head.weight.data.zero_()
+        self.head.bias.data = torch.tensor([-1, -5, math.log(rest)])
+
+    def hidden(self, tokens):
+        return torch.zeros(*tokens.shape, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 11])
+def test_evaluation_is_weighted_by_tokens(batch_size):  # TRAPS 11: 1.4, not the mean of batch means, 3.0
+    sequences = [torch.zeros(10, dtype=torch.long), torch.tensor([0, 1])]
+    model = Constant().train()
+    result = helpers.evaluate(model, helpers.make_batches(sequences, batch_size, blank=3, shuffle=False))
+    assert result["loss"] == pytest.approx(1.4, abs=1e-6) and result["tokens"] == 10
+    assert result["perplexity"] == pytest.approx(math.exp(1.4), abs=1e-5)
+    assert model.training
+
+
+def test_evaluation_of_nothing_says_so():
+    with pytest.raises(ValueError, match="no target"):
+        helpers.evaluate(Constant(), [])
+
+
+FLOORS = {
+    32: (0.41935, 0.02981, 0.01491, 0.01491),
+    128: (0.44530, 0.01092, 0.00364, 0.00364),
+    1024: (1.83460, 0.10511, 0.04512, 0.00057),
+}
+
+
+@pytest.mark.parametrize("block_size", FLOORS)
+def test_exact_floors_of_3seqs(tokenizer, block_size):
+    sequences = helpers.read_sequences("3seqs.txt", tokenizer, block_size)
+    floors = [round(helpers.loss_floor(sequences, k), 5) for k in (1, 2, 3, None)]
+    assert floors == pytest.approx(FLOORS[block_size], abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def small_3seqs(tokenizer):
+    """3seqs.txt at block 32 with its ids renumbered 0 … V-1: the same floors, a small head."""
+    sequences = helpers.read_sequences("3seqs.txt", tokenizer, 32)
+    compact, ids = helpers.compact_vocabulary(sequences)
+    return compact, len(ids)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, None])
+def test_trained_models_reach_their_floor_and_never_pass_it(designs, small_3seqs, k):  # TRAPS 14
+    sequences, vocab_size = small_3seqs
+    floor = helpers.loss_floor(sequences, k)
+    sizes = {"vocab_size": vocab_size, "embed_size": 32, "hidden_size": 64}
+    model = lstm(**sizes) if k is None else kgram(designs.EmbeddingMLP, k=k, **sizes)
+    batches = helpers.make_batches(sequences, 32, blank=vocab_size)
+    for steps, rate in ((300, 1e-2), (150, 1e-3)):
+        helpers.train(model, batches, steps=steps, learning_rate=rate, progress=False)
+    loss = helpers.evaluate(model, batches)["loss"]
+    assert floor - 1e-6 <= loss <= floor + 0.01  # 1e-6: float32

@@ -1,0 +1,215 @@
+"""The window, the layout, the designs and their checks. Numbers in comments are those of known public faults."""
+
+import ast
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import kgram, loop_logits, lstm, random_tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import helpers
+
+KGRAM_NETS = ["OneHotMLP", "EmbeddingMLP", "ConvHybrid"]
+
+
+@pytest.fixture(params=[*KGRAM_NETS, "LSTM"])
+def any_model(request, designs):
+    return lstm() if request.param == "LSTM" else kgram(getattr(designs, request.param))
+
+
+@pytest.fixture(params=KGRAM_NETS)
+def net_class(request, designs):
+    return getattr(designs, request.param)
+
+
+def moved_by(model, tokens, j, b=0):
+    """Which logits (T, B) change, by more than rounding, when token j of sequence b changes."""
+    changed = tokens.clone()
+    changed[j, b] = (changed[j, b] + 1) % model.vocab_size
+    return (model(changed) - model(tokens)).abs().amax(-1) > 1e-7
+
+
+def test_kgram_sees_exactly_its_last_k_tokens(net_class):  # TRAPS 1: {5, 6, 7}, not {4, 5, 6}
+    model, tokens = kgram(net_class), random_tokens(10, 3)
+    assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == [5, 6, 7]
+
+
+def test_lstm_sees_the_past_and_nothing_else():  # TRAPS 2
+    model, tokens = lstm(), random_tokens(10, 3)
+    assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == list(range(8))
+
+
+def test_sequences_of_a_batch_do_not_mix(any_model):  # TRAPS 3
+    tokens = random_tokens(10, 3)
+    for j in range(10):
+        assert not moved_by(any_model, tokens, j, b=1)[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])  # 1, k and T
+def test_a_batch_equals_its_columns(any_model, batch):  # TRAPS 4
+    tokens = random_tokens(7, batch)
+    logits = any_model(tokens)
+    assert logits.shape == (7, batch, 40)
+    for b in range(batch):
+        torch.testing.assert_close(logits[:, [b]], any_model(tokens[:, [b]]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 9])
+def test_chunks_equal_the_loop(net_class, chunk_size):  # TRAPS 5
+    model, tokens = kgram(net_class, chunk_size=chunk_size), random_tokens(9, 3)
+    tokens[6:, 1] = model.blank
+    torch.testing.assert_close(model(tokens), loop_logits(model, tokens), atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), k=st.integers(1, 6), length=st.integers(1, 8), batch=st.integers(1, 4))
+def test_windows_and_distinct_contexts_against_their_definition(data, k, length, batch):
+    vocab_size = 3  # few ids, so that contexts repeat
+    ids = data.draw(st.lists(st.integers(0, vocab_size), min_size=length * batch, max_size=length * batch))
+    tokens = torch.tensor(ids).reshape(length, batch)
+    windows = helpers.context_windows(tokens, k, blank=vocab_size)
+    for t in range(length):
+        for b in range(batch):
+            expected = [tokens[i, b].item() if i >= 0 else vocab_size for i in range(t - k + 1, t + 1)]
+            assert windows[t, b].tolist() == expected
+    contexts = windows.flatten(0, 1)
+    rows, index = helpers.distinct_contexts(contexts, vocab_size)
+    assert torch.equal(rows, torch.unique(contexts, dim=0)) and torch.equal(rows[index], contexts)
+
+
+def test_distinct_contexts_do_not_overflow_at_large_k():
+    contexts = torch.full((2, 32), 50_257)
+    contexts[1, 0] = 0
+    assert len(helpers.distinct_contexts(contexts, 50_257)[0]) == 2
+
+
+def test_one_hot_equals_the_lookup(designs):  # TRAPS 6
+    literal, lookup = designs.OneHotLiteral(40, 3, 8, 2), designs.OneHotMLP(40, 3, 8, 2)
+    lookup.load_literal(literal)
+    contexts = random_tokens(30, 3).where(random_tokens(30, 3, seed=1) > 5, 40)  # some BLANK
+    torch.testing.assert_close(lookup(contexts), literal(contexts), atol=1e-5, rtol=0)
+    weight = torch.randn(30, 8)
+    (lookup(contexts) * weight).sum().backward()
+    (literal(contexts) * weight).sum().backward()
+    torch.testing.assert_close(lookup.table.weight.grad, literal.first.weight.grad.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lookup.bias.grad, literal.first.bias.grad, atol=1e-5, rtol=0)
+
+
+def test_blank_is_no_token(any_model):  # TRAPS 7: padding with 0 would make the first two equal
+    bare, with_zero, with_blank = (torch.tensor([start + [5, 6]]).T for start in ([], [0], [40]))
+    assert not torch.allclose(any_model(with_zero)[-1], any_model(bare)[-1])
+    if isinstance(any_model, helpers.KGramMLPSeqModel):
+        torch.testing.assert_close(any_model(with_blank)[-1], any_model(bare)[-1])
+
+
+def test_blank_embeds_to_zeros_and_takes_no_gradient():
+    embedding = helpers.TokenEmbedding(4, 3)
+    embedding(torch.tensor([4, 4, 1])).sum().backward()
+    assert embedding(torch.tensor([4])).eq(0).all()
+    assert embedding.weight.grad.sum(1).tolist() == [0, 3, 0, 0]
+
+
+def test_convolution_is_depthwise_and_sees_order(designs):  # TRAPS 8
+    model = kgram(designs.ConvHybrid, k=3, embed_size=6)
+    a, b = model.net(torch.tensor([[1, 2, 3]])), model.net(torch.tensor([[3, 2, 1]]))
+    assert not torch.allclose(a, b)
+    assert model.net.convolution.groups == 6 and model.net.convolution.weight.numel() == 6 * 3
+
+
+def test_each_inner_layer_adds_its_weights(net_class):  # TRAPS 9
+    sizes = [helpers.count_parameters(kgram(net_class, hidden_size=8, num_layers=depth))["body"] for depth in range(4)]
+    assert [b - a for a, b in itertools.pairwise(sizes)] == [8 * 8 + 8] * 3
+
+
+def test_parameters_with_and_without_tables(designs):
+    model = kgram(designs.EmbeddingMLP, vocab_size=40, k=3, embed_size=6, hidden_size=8, num_layers=1)
+    body = 3 * 6 * 8 + 8 + 8 * 8 + 8
+    assert helpers.count_parameters(model) == {"parameters": 40 * 6 + body + 8 * 40 + 40, "body": body}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_first_loss_is_near_ln_v(designs, seed):  # TRAPS 13: public runs start at 173 and 428
+    tokens = random_tokens(32, 8, vocab_size=2000, seed=seed)
+    sizes = {"vocab_size": 2000, "embed_size": 64, "hidden_size": 64, "seed": seed}
+    models = [kgram(getattr(designs, name), **sizes) for name in KGRAM_NETS] + [lstm(**sizes)]
+    for model in models:
+        assert abs(helpers.next_token_loss(model, tokens).item() - math.log(2000)) < 0.3
+
+
+def test_incremental_decoding_equals_forward(any_model):  # TRAPS 20
+    tokens = random_tokens(50, 2)
+    state, logits = any_model.start(2), any_model(tokens)
+    for t in range(50):
+        step, state = any_model.step(tokens[t], state)
+        torch.testing.assert_close(step, logits[t], atol=1e-4, rtol=0)
+
+
+def test_distinct_sequences_are_computed_once():
+    model = lstm()
+    tokens = random_tokens(5, 2)[:, [0, 1, 0, 0, 1]]
+    rows, index = model.hidden_rows(tokens)
+    assert rows.shape == (10, 8)
+    torch.testing.assert_close(rows[index].reshape(5, 5, 8), model.hidden(tokens))
+
+
+@pytest.mark.parametrize(
+    "tokens, error, says",
+    [
+        (torch.zeros(4, 2), TypeError, "float32"),
+        ([[1, 2]], TypeError, "list"),
+        (torch.zeros(4, dtype=torch.long), ValueError, r"\(4,\)"),
+        (torch.zeros(0, 2, dtype=torch.long), ValueError, r"\(0, 2\)"),
+        (torch.full((4, 2), 41), ValueError, "41"),
+        (torch.full((4, 2), -1), ValueError, "-1"),
+    ],
+)
+def test_wrong_tokens_say_what_came(any_model, tokens, error, says):
+    with pytest.raises(error, match=says):
+        any_model(tokens)
+    with pytest.raises(error, match=says):
+        helpers.next_token_loss(any_model, tokens)
+
+
+def test_a_net_that_is_missing_or_misshapen_says_so():
+    class Narrow(nn.Linear):
+        hidden_size = 5
+
+        def forward(self, contexts):
+            return super().forward(contexts.float())
+
+    with pytest.raises(TypeError, match="net is None"):
+        helpers.KGramMLPSeqModel(None, vocab_size=40, k=3)
+    with pytest.raises(TypeError, match="Linear has no whole number hidden_size"):
+        helpers.KGramMLPSeqModel(nn.Linear(3, 4), vocab_size=40, k=3)
+    with pytest.raises(ValueError, match=r"Narrow gave shape \(\d+, 4\).*expected \(\d+, 5\)"):
+        helpers.KGramMLPSeqModel(Narrow(3, 4), vocab_size=40, k=3)(random_tokens(5, 2))
+    for wrong in ({"k": 0}, {"vocab_size": 0}, {"chunk_size": -1}):
+        with pytest.raises(ValueError, match="expected 1 or more"):
+            helpers.KGramMLPSeqModel(Narrow(3, 5), **{"vocab_size": 40, "k": 3, **wrong})
+
+
+def test_gradients_reach_every_parameter(any_model):
+    norms = helpers.check_gradient_flow(any_model, random_tokens(10, 4))
+    assert len(norms) == len(list(any_model.parameters())) and (norms > 0).all()
+
+
+def test_a_detached_embedding_is_found():
+    class Detached(helpers.EmbeddingMLP):
+        def forward(self, contexts):
+            return self.mlp(self.embedding(contexts).detach().flatten(1))
+
+    with pytest.raises(ValueError, match="net.embedding.weight"):
+        helpers.check_gradient_flow(kgram(Detached), random_tokens(10, 4))
+
+
+def test_notebook_and_helpers_hold_the_same_embedding_mlp(notebook_02):
+    cells = [cell for cell in notebook_02.cells if "export" in cell.metadata.get("tags", [])]
+    taught = [node for cell in cells for node in ast.parse(cell.source).body]
+    assert [node.name for node in taught] == ["EmbeddingMLP"]
+    shared = ast.parse(inspect.getsource(helpers.EmbeddingMLP)).body[0]
+    assert ast.dump(taught[0]) == ast.dump(shared)

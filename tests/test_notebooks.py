@@ -1,0 +1,67 @@
+"""What every notebook of the workbook keeps to. Whether its outputs are true is nbval's to say."""
+
+import re
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", []))
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_notebooks_are_there():
+    assert {"01_sanity_check", "02_kgram_architectures"} <= {path.stem for path in PATHS}
+
+
+def test_cells_were_run_in_order_without_errors(notebook):
+    run = [cell for cell in code_cells(notebook) if "nbval-skip" not in tags(cell)]
+    counts = [cell.execution_count for cell in run]
+    assert None not in counts and counts == sorted(counts)
+    assert not [output for cell in run for output in cell.outputs if output.output_type == "error"]
+
+
+def test_two_thirds_of_the_cells_are_compared(notebook):
+    cells = code_cells(notebook)
+    ignored = [cell for cell in cells if tags(cell) & {"nbval-ignore-output", "nbval-skip"}]
+    assert len(ignored) <= len(cells) / 3
+
+
+def test_a_claim_follows_each_training(notebook):
+    """Between a cell that trains and the end there is a compared cell that asserts something about it."""
+    cells = code_cells(notebook)
+    for number, cell in enumerate(cells):
+        if re.search(r"\b(train|compare|run_designs)\(", cell.source) and "nbval-ignore-output" in tags(cell):
+            later = [c for c in cells[number + 1 :] if not tags(c) & {"nbval-ignore-output", "nbval-skip"}]
+            assert any("assert" in c.source for c in later), cell.source[:80]
+
+
+def test_opening_and_closing(notebook):
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert first.startswith("# ") and "Colab" in first and "CPU time" in first
+    assert "Exercises" in last and last.count("<details>") == 3
+    assert any("parameters" in tags(cell) for cell in notebook.cells)
+    assert "nbval-skip" in tags(code_cells(notebook)[0]) and "google.colab" in code_cells(notebook)[0].source
+
+
+def test_links_between_notebooks_lead_somewhere(notebook):
+    for cell in notebook.cells:
+        for target in re.findall(r"\]\(([^)#]+\.ipynb)\)", cell.source):
+            assert (ROOT / "notebooks" / target).exists(), target
+
+
+def test_no_machine_is_named(notebook):
+    text = nbformat.writes(notebook)
+    assert not re.search(r"/(home|tmp|root|Users|work)/[a-z]", text)

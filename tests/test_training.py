@@ -1,0 +1,182 @@
+"""Training, comparison, records: what a row says must be what happened."""
+
+import itertools
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import kgram, lstm, random_tokens
+
+import helpers
+from helpers import EmbeddingMLP
+
+
+def batches_of(count=4, length=6, batch=3):
+    return [random_tokens(length, batch, seed=seed) for seed in range(count)]
+
+
+def losses(model, **options):
+    options = {"steps": 8, "progress": False, "learning_rate": 1e-2, **options}
+    return helpers.train(model, batches_of(), **options)["loss"].tolist()
+
+
+def test_the_same_seed_gives_the_same_losses_another_gives_others():  # TRAPS 23
+    sequences = [torch.randint(40, (8,)) for _ in range(30)]
+
+    def run(seed):
+        batches = helpers.make_batches(sequences, 4, blank=40, seed=seed)
+        return helpers.train(kgram(EmbeddingMLP, seed=seed), batches, steps=10, progress=False)["loss"].tolist()
+
+    assert run(0) == run(0) and run(0) != run(1)
+
+
+def test_each_option_of_training_changes_the_losses():  # TRAPS 26
+    usual = losses(lstm())
+    assert losses(lstm(), learning_rate=1e-3) != usual
+    assert losses(lstm(), max_steps_per_epoch=2) != usual
+    assert len(losses(lstm(), steps=5)) == 5
+    assert losses(lstm(), loss_fn=lambda model, tokens: 2 * helpers.next_token_loss(model, tokens)) != usual
+
+
+def test_each_size_of_a_model_changes_it():  # TRAPS 26
+    sizes = {"vocab_size": 40, "k": 3, "embed_size": 6, "hidden_size": 8, "num_layers": 1}
+    count = helpers.count_parameters(kgram(EmbeddingMLP, **sizes))["parameters"]
+    for name, value in sizes.items():
+        changed = kgram(EmbeddingMLP, **{**sizes, name: value + 1})
+        assert helpers.count_parameters(changed)["parameters"] > count, name
+
+
+def test_models_see_the_same_data_in_turn():  # TRAPS 27
+    calls = []
+
+    def record(name):
+        def loss(model, tokens):
+            calls.append((name, tokens))
+            return helpers.next_token_loss(model, tokens)
+
+        return loss
+
+    batches = helpers.make_batches([torch.randint(40, (6,)) for _ in range(20)], 4, blank=40)
+    models = {"a": lstm(seed=0), "b": lstm(seed=1)}
+    helpers.compare(models, batches, steps=7, loss_fn={n: record(n) for n in models}, progress=False)
+    seen = {name: [tokens for n, tokens in calls if n == name] for name in models}
+    assert all(torch.equal(a, b) for a, b in zip(seen["a"], seen["b"], strict=True))
+    assert [{a[0], b[0]} for a, b in zip(calls[::2], calls[1::2], strict=True)] == [{"a", "b"}] * 7
+    assert {pair[0] for pair in calls[::2]} == {"a", "b"}  # neither always goes first
+
+
+def test_a_model_trains_the_same_alone_and_in_company():
+    alone = losses(lstm())
+    company = helpers.compare(
+        {"other": kgram(EmbeddingMLP), "m": lstm()}, batches_of(), steps=8, learning_rate=1e-2, progress=False
+    )
+    assert company.loc[company["model"] == "m", "loss"].tolist() == alone
+
+
+@pytest.fixture
+def fake_clock(monkeypatch):
+    """A clock that moves by half a second at each reading: every step takes exactly 0.5 s."""
+    ticks = itertools.count()
+    monkeypatch.setattr(helpers.time, "perf_counter", lambda: 0.5 * next(ticks))
+
+
+def test_throughput_times_seconds_is_the_number_of_real_tokens(fake_clock):  # TRAPS 21
+    tokens = random_tokens(10, 2)
+    tokens[4:, 1] = 40  # 9 + 3 real targets
+    frame = helpers.train(lstm(), [tokens], steps=6, warm_up=2, progress=False)
+    assert (frame["tokens"] == 12).all() and (frame["step_s"] == 0.5).all()
+    assert frame["elapsed_s"].tolist() == [0.5 * step for step in range(1, 7)]
+    row = helpers.summarise(frame).iloc[0]
+    assert row["tokens_per_s"] * 0.5 * row["timed_steps"] == pytest.approx(12 * 4, rel=0.01)
+    assert (row["steps"], row["tokens"], row["wall_s"], row["timed_steps"]) == (6, 72, 3.0, 4)
+
+
+def test_warm_up_counts_in_the_losses_but_not_in_the_rate(fake_clock):
+    frame = helpers.train(lstm(), batches_of(), steps=4, warm_up=1, progress=False)
+    frame.loc[frame["warm_up"], "step_s"] = 100.0
+    row = helpers.summarise(frame).iloc[0]
+    assert row["tokens_per_s"] == pytest.approx(15 / 0.5) and row["mean_loss"] == pytest.approx(frame["loss"].mean())
+
+
+def test_hooks_see_each_row():
+    rows = []
+    frame = helpers.train(lstm(), batches_of(), steps=3, on_step=rows.append, progress=False)
+    assert pd.DataFrame(rows).equals(frame)
+
+
+def test_training_that_cannot_go_on_says_so():
+    with pytest.raises(ValueError, match="loss is nan at step 1.*learning rate"):
+        losses(lstm(), loss_fn=lambda model, tokens: math.nan * helpers.next_token_loss(model, tokens))
+    with pytest.raises(ValueError, match="no step"):
+        helpers.train(lstm(), [], steps=3, progress=False)
+
+
+def test_intervals_are_students_t():
+    frame = pd.DataFrame({"model": ["a"] * 3 + ["b"], "loss": [1.0, 2.0, 3.0, 5.0]})
+    table = helpers.intervals(frame, "loss")
+    assert table.loc["a", ["n", "mean"]].tolist() == [3, 2]
+    assert table.loc["a", "high"] - 2 == pytest.approx(4.30265 / 3**0.5, abs=1e-4)  # t(2) at 97.5 %, s = 1
+    assert table.loc["b", ["low", "high"]].tolist() == [-math.inf, math.inf]
+
+
+@pytest.mark.parametrize(
+    "low, high, higher, says",
+    [
+        ([1, 3], [2, 4], True, "b"),
+        ([1, 3], [2, 4], False, "a"),
+        ([1, 2], [3, 4], False, "no difference: a, b"),
+        ([1, 1.5, 9], [2, 2.5, 10], False, "no difference: a, b"),
+    ],
+)
+def test_best_is_named_only_where_intervals_separate(low, high, higher, says):  # TRAPS 27
+    table = pd.DataFrame({"low": low, "high": high}, index=list("abc")[: len(low)], dtype=float)
+    table["mean"] = (table["low"] + table["high"]) / 2
+    assert helpers.verdict(table, higher_is_better=higher) == says
+
+
+def test_runs_are_saved_outside_the_checkout_and_read_back(workbook_out):
+    frame = helpers.train(lstm(), batches_of(), steps=3, progress=False, run="test_run")
+    path = helpers.save_run(frame, "test_run")
+    assert path == workbook_out / "runs" / "test_run.csv"
+    back = helpers.load_runs("test_run")
+    assert (back["source"] == "new").all() and (back["file"] == "test_run").all()
+    assert back["loss"].tolist() == pytest.approx(frame["loss"].tolist(), rel=1e-5)
+    with pytest.raises(FileNotFoundError, match="no_such_run"):
+        helpers.load_runs("no_such_run")
+
+
+def test_recorded_runs_hold_the_columns_of_the_contract():
+    steps = helpers.load_runs("kgram_designs")
+    assert {"run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s"} <= set(steps.columns)
+    assert (steps["source"] == "recorded").all() and steps.groupby("model")["seed"].nunique().min() >= 3
+    runs = helpers.load_runs("kgram_designs_summary")
+    configuration = {"k", "embed", "hidden", "layers", "batch", "block", "lr", "parameters", "body", "data"}
+    assert configuration | {"device", "threads", "torch"} <= set(runs.columns) and runs.notna().all().all()
+
+
+def test_devices():
+    assert helpers.set_up(device="cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.warns(UserWarning, match="cuda:0 is not available"):
+            assert helpers.set_up(device="cuda:0") == torch.device("cpu")
+    with pytest.raises(ValueError, match="gpu9"):
+        helpers.set_up(device="gpu9")
+    with pytest.raises(ValueError, match="threads is 0"):
+        helpers.set_up(threads=0)
+
+
+def test_set_up_seeds_and_sets_threads():
+    threads = torch.get_num_threads()
+    try:
+        helpers.set_up(seed=3, threads=1)
+        first = torch.rand(2)
+        helpers.set_up(seed=3)
+        assert torch.get_num_threads() == 1 and torch.equal(torch.rand(2), first)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_peak_memory_sees_a_tensor():
+    peak = helpers.peak_memory(lambda: torch.ones(30_000_000))
+    assert math.isnan(peak) or 100e6 < peak < 300e6
