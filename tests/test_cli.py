@@ -9,7 +9,7 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from oracles import ROOT
 from safetensors.torch import load_file
 
 NOTES = (

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import kgram, loop_loss, lstm, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import kgram, loop_loss, lstm, random_tokens
 from torch import nn
 
 import helpers

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from conftest import kgram, loop_logits, lstm, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import kgram, loop_logits, lstm, random_tokens
 from torch import nn
 
 import helpers

@@ -4,7 +4,7 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT
+from oracles import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

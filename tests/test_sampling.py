@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import kgram, lstm
+from oracles import kgram, lstm
 
 import helpers
 

@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import kgram, lstm, random_tokens
+from oracles import kgram, lstm, random_tokens
 
 import helpers
 from helpers import EmbeddingMLP
