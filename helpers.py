@@ -34,6 +34,7 @@ import json
 import math
 import platform
 import random
+import re
 import time
 import warnings
 from collections import Counter
@@ -69,9 +70,7 @@ VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
 
 
-# =====================================================================================================
-# 1. Reproducibility and device
-# =====================================================================================================
+# ==== 1. Reproducibility and device ===================================================================
 
 
 def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> torch.device:
@@ -91,13 +90,8 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> t
         chosen = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0 or mps") from None
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    if chosen.type == "cuda":
-        found = (chosen.index or 0) < torch.cuda.device_count()
-    else:
-        found = chosen.type == "mps" and torch.backends.mps.is_available()
-    if not found:
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (chosen.index or 0) >= here.get(chosen.type, 0):
         warnings.warn(f"device {device} is not available here; using the CPU instead", stacklevel=2)
         return torch.device("cpu")
     return chosen
@@ -105,17 +99,12 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> t
 
 def describe_machine(device: torch.device | str = "cpu") -> dict:
     """Device, processor, threads and versions, for a run row."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        cpu_info = Path("/proc/cpuinfo")
-        lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.exists() else []
+    on_gpu = torch.device(device).type == "cuda"
     return {
         "device": str(device),
-        "processor": name,
+        "processor": torch.cuda.get_device_name(device) if on_gpu else [*names, platform.machine()][0],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
@@ -135,29 +124,25 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     """
     device = torch.device(device)
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         function()
         return float(torch.cuda.max_memory_allocated(device) - before)
 
     def resident(field: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split(field + ":")[1].split()[0])
+        return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
     try:
         ctypes.CDLL(None).malloc_trim(0)  # or freed memory that the process still holds would hide a peak
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM; see Linux's proc(5)
         before = resident("VmRSS")
-    except (OSError, AttributeError, TypeError, IndexError):  # not Linux with glibc
-        function()
-        return math.nan
+    except (OSError, AttributeError, TypeError):  # not Linux with glibc
+        before = math.nan
     function()
-    return float(max(resident("VmHWM") - before, 0))
+    return before if math.isnan(before) else float(max(resident("VmHWM") - before, 0))
 
 
-# =====================================================================================================
-# 2. Tokenizer and data
-# =====================================================================================================
+# ==== 2. Tokenizer and data ===========================================================================
 
 
 def load_tokenizer() -> tiktoken.Encoding:
@@ -205,12 +190,9 @@ def find_data(path: str | Path) -> Path:
     raise FileNotFoundError(f"no file {path}: looked for it as given and in the workbook's data folder")
 
 
-def data_hash(paths: str | Path | Iterable[str | Path]) -> str:
-    """The first 12 hex digits of the SHA-256 of the files' bytes, to name the data in a run row."""
-    digest = hashlib.sha256()
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        digest.update(find_data(path).read_bytes())
-    return digest.hexdigest()[:12]
+def data_hash(path: str | Path) -> str:
+    """The first 12 hex digits of the SHA-256 of a file's bytes, to name the data in a run row."""
+    return hashlib.sha256(find_data(path).read_bytes()).hexdigest()[:12]
 
 
 def encode_texts(texts: Iterable[str], tokenizer, block_size: int) -> list[Tensor]:
@@ -244,7 +226,7 @@ def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_si
             text = data.decode("utf-8-sig")
         except ValueError:
             raise ValueError(f"{path} is no UTF-8 text; expected one sequence a line in UTF-8") from None
-        found = encode_texts((line for line in text.splitlines() if line.strip()), tokenizer, block_size)
+        found = encode_texts((line for line in re.split(r"\r?\n", text) if line.strip()), tokenizer, block_size)
         if not found:
             raise ValueError(f"{path} has no line of two tokens or more; expected one sequence a line")
         sequences += found
@@ -284,7 +266,7 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
 
 
 def _grammar_stories(seed: int) -> Iterator[str]:
-    """Endless stories: names in {braces} are drawn once a story, #rules# anew at each use."""
+    """Endless stories: names in {braces} are drawn once a story, a #rule# anew at each use."""
     grammar = json.loads((ROOT / "data" / "story_grammar.json").read_text(encoding="utf-8"))
     rng = random.Random(seed)
     while True:
@@ -330,9 +312,10 @@ def split_sequences(
         )
     random.Random(seed).shuffle(distinct)
     held_out = set(distinct[: max(1, round(validation * len(distinct)))])
-    sides = [tuple(sequence.tolist()) in held_out for sequence in sequences]
-    train = [sequence for sequence, out in zip(sequences, sides, strict=True) if not out]
-    return train, [sequence for sequence, out in zip(sequences, sides, strict=True) if out]
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for sequence in sequences:
+        sides[tuple(sequence.tolist()) in held_out].append(sequence)
+    return sides
 
 
 def pad_batch(sequences: Sequence[Tensor], blank: int = BLANK) -> Tensor:
@@ -377,9 +360,7 @@ def make_batches(
     )
 
 
-# =====================================================================================================
-# 3. Models
-# =====================================================================================================
+# ==== 3. Models =======================================================================================
 
 
 class TokenEmbedding(nn.Embedding):
@@ -578,9 +559,7 @@ def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
     return pd.Series(norms, name="gradient norm")
 
 
-# =====================================================================================================
-# 4. Loss and evaluation
-# =====================================================================================================
+# ==== 4. Loss and evaluation ==========================================================================
 
 
 def _head_logits(rows: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
@@ -706,9 +685,7 @@ def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
     return surprise / contexts.total()
 
 
-# =====================================================================================================
-# 5. Training and comparison
-# =====================================================================================================
+# ==== 5. Training and comparison ======================================================================
 
 LossFunction = Callable[[SequenceModel, Tensor], Tensor]
 
@@ -808,7 +785,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
             dtype=object,
         )
 
-    groups = frame.groupby(["run", "model", "seed"], sort=False)
+    groups = frame.groupby(["run", "model", "seed"], sort=False)[["tokens", "loss", "step_s", "warm_up"]]
     return groups.apply(run_row).infer_objects().reset_index()
 
 
@@ -837,9 +814,7 @@ def verdict(table: pd.DataFrame, *, higher_is_better: bool) -> str:
     return best if len(level) == 1 else "no difference: " + ", ".join(level)
 
 
-# =====================================================================================================
-# 6. Sampling
-# =====================================================================================================
+# ==== 6. Sampling =====================================================================================
 
 
 def top_p_filter(logits: Tensor, p: float) -> Tensor:
@@ -923,9 +898,7 @@ def generate(
     return text
 
 
-# =====================================================================================================
-# 7. Records
-# =====================================================================================================
+# ==== 7. Records ======================================================================================
 
 
 def _output_folder(kind: str) -> Path:
@@ -960,9 +933,7 @@ def load_runs(name: str = "*") -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-# =====================================================================================================
-# 8. Figures
-# =====================================================================================================
+# ==== 8. Figures ======================================================================================
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]

@@ -3,7 +3,8 @@
 import os
 import tempfile
 
-os.environ["WORKBOOK_OUT"] = tempfile.mkdtemp(prefix="workbook-")
+out = tempfile.TemporaryDirectory(prefix="workbook-")  # removed when the tests end
+os.environ["WORKBOOK_OUT"] = out.name
 os.environ["TQDM_DISABLE"] = "1"
 
 

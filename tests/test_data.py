@@ -39,6 +39,11 @@ def test_line_ends_marks_and_empty_lines(tmp_path, tokenizer):  # TRAPS 28
         assert read(tmp_path, content, tokenizer) == plain
 
 
+def test_only_line_ends_end_a_line(tmp_path, tokenizer):
+    odd = "a b\x0cc\u2028d e"  # a form feed and a line separator
+    assert read(tmp_path, odd.encode(), tokenizer) == [tokenizer.encode(odd)]
+
+
 def test_endoftext_is_one_real_token(tmp_path, tokenizer):  # TRAPS 10, 28
     assert read(tmp_path, b"a<|endoftext|>b\n", tokenizer) == [[64, 50_256, 65]]
 
