@@ -114,6 +114,8 @@ def describe_machine(device: torch.device | str = "cpu") -> dict:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
@@ -237,7 +239,8 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
     """Up to `limit` stories. `split` is "train" or "validation"; no story is in both.
 
     `source`: "builtin" expands data/story_grammar.json, the same for the same seed; "hub" is TinyStories
-    (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>.
+    (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>. Of
+    the built-in and of local stories one in ten is for validation.
     ConnectionError where the hub cannot be reached, ValueError for another split or an empty text.
     """
     if split not in ("train", "validation"):
@@ -247,11 +250,7 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
     elif source == "hub":
         stories = _hub_stories(split)
     else:
-        import datasets
-
-        path = str(find_data(source))
-        rows = datasets.load_dataset("text", data_files=path, sample_by="document", split="train")
-        stories = (story.strip() for row in rows for story in row["text"].split(ENDOFTEXT))
+        stories = _local_stories(find_data(source))
     chosen: dict[str, None] = {}  # a story once, in order
     for story in itertools.islice(stories, 50 * limit):
         # One story in ten is for validation, by its own content: copies stay on one side.
@@ -261,7 +260,7 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
         if len(chosen) == limit:
             break
     if not chosen:
-        raise ValueError(f"{source} holds no story for {split}; expected text with {ENDOFTEXT} between stories")
+        raise ValueError(f"{source} holds no story for {split}; expected ten or more, with {ENDOFTEXT} between them")
     return list(chosen)
 
 
@@ -276,6 +275,17 @@ def _grammar_stories(seed: int) -> Iterator[str]:
             before, rule, after = text.split("#", 2)
             text = before + rng.choice(grammar["rules"][rule]) + after
         yield text.format(**cast)
+
+
+def _local_stories(path: Path) -> Iterator[str]:
+    import datasets
+
+    options = {"data_files": str(path), "sample_by": "document", "split": "train", "encoding": "utf-8-sig"}
+    try:
+        rows = datasets.load_dataset("text", **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{path.name} is no UTF-8 text; expected stories with {ENDOFTEXT} between them") from error
+    yield from (story.strip() for row in rows for story in row["text"].split(ENDOFTEXT))
 
 
 def _hub_stories(split: str) -> Iterator[str]:
@@ -311,7 +321,7 @@ def split_sequences(
             stacklevel=2,
         )
     random.Random(seed).shuffle(distinct)
-    held_out = set(distinct[: max(1, round(validation * len(distinct)))])
+    held_out = set(distinct[: min(max(1, round(validation * len(distinct))), len(distinct) - 1)])
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for sequence in sequences:
         sides[tuple(sequence.tolist()) in held_out].append(sequence)
@@ -380,7 +390,7 @@ def context_windows(tokens: Tensor, k: int, blank: int) -> Tensor:
 def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """(N, k) -> the distinct rows (U, k) in sorted order, and index (N,): contexts = rows[index].
 
-    The same as `torch.unique(dim=0)`, one column at a time, which is some forty times faster on a CPU.
+    The same as `torch.unique(dim=0)`, one column at a time, which is many times faster on a CPU.
     """
     index = torch.zeros_like(contexts[:, 0])
     for column in contexts.unbind(1):  # ids stay below N * (V + 1): no overflow, whatever k
@@ -563,7 +573,7 @@ def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
 
 
 def _head_logits(rows: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
-    """(C, H) -> (C, V). On a CPU by oneDNN, which took half the time of `addmm` at V = 50,257 (AMD EPYC)."""
+    """(C, H) -> (C, V). On a CPU by oneDNN, where `addmm` was slower."""
     on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise(rows, head_weight, head_bias, "none", [], "")
@@ -711,8 +721,10 @@ def compare(
     alike. `loss_fn` may differ by name; `on_step` gets each step row, outside the clock. A step row holds run,
     model, seed, step, tokens (real targets), loss (nats, before the update), step_s and elapsed_s (seconds in
     this model's own steps) and warm_up (the first steps, which no rate counts). ValueError where a loss is
-    not finite or `batches` is empty.
+    not finite (the weights stay as they were) or `batches` ends early.
     """
+    if not models:
+        raise ValueError("there is no model to train; expected {name: model}")
     loss_fns = loss_fn if isinstance(loss_fn, Mapping) else dict.fromkeys(models, loss_fn)
     optimizers = {
         name: torch.optim.Adam(model.parameters(), learning_rate, fused=True) for name, model in models.items()
@@ -736,8 +748,10 @@ def compare(
             rows.append(row)
             if on_step:
                 on_step(row)
-    if not rows:
-        raise ValueError(f"no step was made: steps is {steps}, and batches must hold at least one batch")
+    if not rows or len(rows) < steps * len(models):
+        raise ValueError(
+            f"only {len(rows) // len(models)} of {steps} steps: batches must be a DataLoader or a full list"
+        )
     frame = pd.DataFrame(rows)
     return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
 
@@ -749,8 +763,8 @@ def _training_step(model, tokens, optimizer, loss_fn) -> tuple[float, float]:
     optimizer.zero_grad()
     loss = loss_fn(model, tokens)
     loss.backward()
-    optimizer.step()
-    value = loss.item()
+    if math.isfinite(value := loss.item()):  # else the weights stay as they were
+        optimizer.step()
     _synchronize(tokens.device)
     return value, time.perf_counter() - begin
 
@@ -830,9 +844,11 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     if p == 1:
         return logits
     ranked, order = logits.float().sort(dim=-1, descending=True, stable=True)
-    mass_before = ranked.softmax(-1).cumsum(-1, dtype=torch.float64).roll(1, -1)
+    ranked = ranked if ranked.device.type != "mps" else ranked.cpu()  # which has no float64
+    mass_before = ranked.double().softmax(-1).cumsum(-1).roll(1, -1)  # in float32 the tail would get lost
     mass_before[..., 0] = 0
-    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, mass_before >= p)
+    beyond = (mass_before >= p).to(logits.device)
+    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, beyond)
     return logits.masked_fill(outside, -math.inf)
 
 
@@ -843,8 +859,8 @@ def sample_token(
 
     `temperature` divides the logits first. Draws come from `generator`, on the logits' device.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; expected above 0 (greedy is top_p=None)")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; expected a number above 0 (greedy is top_p=None)")
     if top_p is None:
         if logits.isnan().any():
             raise ValueError("the logits hold NaN; expected numbers: has the model diverged?")

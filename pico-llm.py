@@ -32,7 +32,7 @@ def number(kind: type, low: float, high: float = math.inf, low_included: bool = 
         value = kind(text)
         if not (low <= value <= high) or (value == low and not low_included) or not math.isfinite(value):
             start = "" if low_included else "above "
-            end = "" if high == math.inf else f" to {high}"
+            end = "" if high == math.inf else f" to {high:,}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; expected {start}{low}{end or ' or more'}")
         return value
 
@@ -42,7 +42,7 @@ def number(kind: type, low: float, high: float = math.inf, low_included: bool = 
 
 def build_parser() -> Parser:
     """All options, their ranges and defaults."""
-    count, size = number(int, 1), number(int, 1)
+    count, size = number(int, 1, 10**9), number(int, 1, 10**6)
     parser = Parser(
         prog="pico-llm.py",
         description=__doc__,
@@ -64,12 +64,12 @@ def build_parser() -> Parser:
         "--stories",
         default="builtin",
         metavar="SOURCE",
-        help="builtin, hub (TinyStories through datasets), or a text file with <|endoftext|> between stories "
-        "(default: %(default)s)",
+        help="builtin, hub (TinyStories through datasets), or a text file with <|endoftext|> between stories; the "
+        "first 2,000, without those kept for validation (default: %(default)s)",
     )
     text.add_argument(
         "--block_size",
-        type=number(int, 2),
+        type=number(int, 2, 10**6),
         default=128,
         metavar="T",
         help="tokens of a sequence, from its start (default: %(default)s)",
@@ -88,14 +88,14 @@ def build_parser() -> Parser:
     )
     models.add_argument("--hidden_size", type=size, metavar="H", help="width of the hidden layers (default: E)")
     models.add_argument(
-        "--kgram_k", type=count, default=3, metavar="K", help="tokens of context (default: %(default)s)"
+        "--kgram_k", type=number(int, 1, 1000), default=3, metavar="K", help="tokens of context (default: %(default)s)"
     )
     models.add_argument(
         "--kgram_chunk_size", type=count, metavar="N", help="contexts that go through the net at once (default: all)"
     )
     models.add_argument(
         "--num_inner_mlp_layers",
-        type=number(int, 0),
+        type=number(int, 0, 1000),
         default=1,
         metavar="L",
         help="inner layers of the k-gram's net (default: %(default)s)",
@@ -143,6 +143,10 @@ def build_parser() -> Parser:
 def read_data(args: argparse.Namespace, tokenizer) -> tuple[list, list[float] | None]:
     """Sequences and, where files and stories are mixed, the weight of each; says what was read."""
     weight = args.tinystories_weight if args.input_files else 1.0
+    if not args.input_files and not args.tinystories_weight:
+        raise ValueError("--tinystories_weight 0 leaves no text; name --input_files, or give a weight above 0")
+    if args.input_files and weight == 1:
+        warnings.warn("--tinystories_weight is 1: no line of --input_files is used", stacklevel=2)
     sequences, weights = [], []
     for share, name in ((1 - weight, "files"), (weight, "stories")):
         if not share:
@@ -193,7 +197,8 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
         epoch = rows[-steps:]
         tokens = sum(row["tokens"] for row in epoch)
         loss = sum(row["tokens"] * row["loss"] for row in epoch) / tokens
-        rate = tokens / sum(row["step_s"] for row in epoch)
+        timed = [row for row in epoch if not row["warm_up"]] or epoch
+        rate = sum(row["tokens"] for row in timed) / sum(row["step_s"] for row in timed)
         print(
             f"epoch {row['step'] // steps}/{args.epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s"
         )
@@ -228,15 +233,15 @@ def main(argv: list[str] | None = None) -> None:
             args.output_dir.mkdir(parents=True, exist_ok=True)
         device = helpers.set_up(args.seed, device=args.device_id)
         tokenizer = helpers.load_tokenizer()
-        if not tokenizer.encode(args.prompt):
+        if not tokenizer.encode(args.prompt, allowed_special="all"):
             parser.error("argument --prompt: it is empty; the models predict from at least one token")
         print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
         sequences, weights = read_data(args, tokenizer)
         for name in args.models:
             batches = helpers.make_batches(sequences, args.batch_size, seed=args.seed, weights=weights)
             train_model(name, batches, tokenizer, args, device)
-    except (ValueError, TypeError, OSError) as error:
-        parser.error(str(error))
+    except (ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: memory, among others
+        parser.error(str(error).splitlines()[0])
     except KeyboardInterrupt:
         parser.exit(130, "stopped\n")
 

@@ -1,6 +1,8 @@
 """Fixtures: runs and figures go to a temporary folder; the nets of notebook 02 are read out of its cells."""
 
 import ast
+import os
+import tempfile
 from types import SimpleNamespace
 
 import nbformat
@@ -9,6 +11,9 @@ import torch
 from oracles import ROOT
 
 import helpers
+
+cache = tempfile.TemporaryDirectory(prefix="workbook-tests-")  # datasets reads its place when first imported
+os.environ["HF_HOME"] = cache.name
 
 
 @pytest.fixture(autouse=True)

@@ -112,9 +112,9 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ("--kgram_k 0", "--kgram_k: 0 is out of range; expected 1 or more"),
+        ("--kgram_k 0", "--kgram_k: 0 is out of range; expected 1 to 1,000"),
         ("--kgram_k two", "--kgram_k: invalid whole number value: 'two'"),
-        ("--block_size 1", "--block_size: 1 is out of range; expected 2 or more"),
+        ("--block_size 1", "--block_size: 1 is out of range; expected 2 to"),
         ("--tinystories_weight 1.5", "expected 0 to 1"),
         ("--tinystories_weight nan", "--tinystories_weight: nan is out of range"),
         ("--learning_rate 0", "expected above 0"),
@@ -124,9 +124,12 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--no_such_option", "--no_such_option"),
         ("--device_id gpu9", "gpu9"),
         ("--input_files absent.txt", "absent.txt"),
-        ("--tinystories_weight 1 --stories absent.txt", "absent.txt"),
+        ("--tinystories_weight 0.5 --stories absent.txt", "absent.txt"),
         ("--prompt ''", "--prompt"),
         ("--seed -1", "--seed"),
+        ("--epochs 99999999999999999999", "--epochs"),
+        ("--embed_size 1000000", "allocate memory"),
+        ("--tinystories_weight 0 --input_files", "leaves no text"),
     ],
 )
 def test_bad_values_end_with_one_line_and_code_2(pico_llm, capsys, options, says):

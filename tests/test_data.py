@@ -81,6 +81,12 @@ def test_a_split_is_the_same_each_time_and_shares_nothing():  # TRAPS 12
     assert [s.tolist() for s in other[1]] != as_lists[0][1]
 
 
+@pytest.mark.parametrize("validation", [0.1, 0.5, 0.99])
+def test_neither_side_of_a_split_is_empty(validation):
+    train, held_out = helpers.split_sequences(sequences_of(25), validation)
+    assert train and held_out
+
+
 def test_a_split_of_3seqs_warns(tokenizer):  # TRAPS 12
     with pytest.warns(UserWarning, match="only 3 of 96"):
         helpers.split_sequences(helpers.read_sequences("3seqs.txt", tokenizer, 32))
@@ -126,13 +132,15 @@ def test_builtin_stories():
     assert not any(mark in story for story in stories for mark in "{}#")
 
 
-def test_stories_of_a_local_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_stories_of_a_local_file(tmp_path):
     path = tmp_path / "stories.txt"
-    path.write_text("<|endoftext|>\n".join(f"Story {i}.\nIts end.\n" for i in range(60)))
+    path.write_text("<|endoftext|>\n".join(f"Story {i}.\nIts end.\n" for i in range(60)), encoding="utf-8-sig")
     train, validation = (helpers.load_stories(path, split) for split in ("train", "validation"))
     assert len(train) + len(validation) == 60 and validation and not set(train) & set(validation)
-    assert all(story.endswith("Its end.") for story in train)
+    assert all(story.startswith("Story") and story.endswith("Its end.") for story in train + validation)
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match=r"stories\.txt is no UTF-8 text"):
+        helpers.load_stories(path)
 
 
 def test_stories_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch):

@@ -32,6 +32,11 @@ def test_each_line_shows_the_rows_of_its_label(frame, x, end):  # TRAPS 25
         rows = frame[frame["model"] == model]
         assert lines[model].get_ydata() == pytest.approx(rows.groupby("step")["loss"].mean().to_numpy())
         assert lines[model].get_xdata()[-1] == pytest.approx(end or rows["elapsed_s"].max())
+    bands = [band.get_paths()[0].vertices[:, 1] for band in ax.collections]
+    for band, model in zip(bands, ("one", "two"), strict=True):
+        rows = frame[frame["model"] == model]
+        assert (band.min(), band.max()) == pytest.approx((rows["loss"].min(), rows["loss"].max()))
+    assert 10.8 in [line.get_ydata()[0] for line in ax.get_lines()] and "ln V" in [t.get_text() for t in ax.texts]
     assert lines["one"].get_linestyle() != lines["two"].get_linestyle()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
     assert ax.get_title(loc="left") + ax.get_title() == "A finding" and "nats" in ax.get_ylabel()
@@ -39,13 +44,16 @@ def test_each_line_shows_the_rows_of_its_label(frame, x, end):  # TRAPS 25
 
 
 def test_bars_start_at_zero_and_carry_n_and_spread(frame):  # TRAPS 25
+    frame.loc[frame["step"] == 2, "step_s"] *= 2  # some spread
     ax = helpers.plot_throughput(frame)
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([100, 50])
     assert ax.get_ylim()[0] == 0 and {bar.get_y() for bar in ax.patches} == {0}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["one\n(n = 9)", "two\n(n = 9)"]
     (whiskers,) = (container for container in ax.containers if hasattr(container, "has_yerr"))
     assert whiskers.has_yerr
-    assert {text.get_text() for text in ax.texts} == {"100", "50"}
+    ends = [end for segment in whiskers[2][0].get_segments() for end in segment[:, 1]]
+    assert ends == pytest.approx([50, 100, 25, 50])  # of 3 halved rates and 6 whole ones
+    assert {text.get_text(): text.xy[1] for text in ax.texts} == pytest.approx({"100": 100, "50": 50})
 
 
 def test_unknown_axes_say_so(frame):

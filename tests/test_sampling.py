@@ -18,6 +18,18 @@ def test_the_nucleus_is_the_smallest_set_of_mass_p(p, kept):  # TRAPS 16
     assert set(order[filtered.isfinite()].tolist()) == set(range(kept))
 
 
+@pytest.mark.parametrize("p", [0.3, 0.95, 0.999, 0.999999, 0.9999999])
+def test_the_nucleus_of_a_large_vocabulary_against_exact_sums(p):
+    torch.manual_seed(0)
+    logits = torch.randn(50_257) * 6
+    mass = logits.double().softmax(-1).sort(descending=True)[0].cumsum(0)
+    assert helpers.top_p_filter(logits, p).isfinite().sum() == int((mass < p).sum()) + 1
+
+
+def test_of_equal_logits_the_lower_id_comes_first():
+    assert helpers.top_p_filter(torch.zeros(5000), 0.49999).isfinite().nonzero().flatten().tolist() == list(range(2500))
+
+
 def test_draws_follow_the_renormalised_nucleus():  # TRAPS 16
     logits = PROBABILITIES.log().expand(20_000, 4)
     draws = helpers.sample_token(logits, top_p=0.6, generator=torch.Generator().manual_seed(0))
@@ -38,6 +50,8 @@ def test_bad_logits_and_temperatures_say_so():  # TRAPS 16
             draw()
     with pytest.raises(ValueError, match="temperature is 0"):
         helpers.sample_token(torch.zeros(4), top_p=0.5, temperature=0)
+    with pytest.raises(ValueError, match="temperature is nan"):
+        helpers.sample_token(torch.zeros(4), temperature=math.nan)
 
 
 def test_impossible_tokens_are_never_drawn():  # TRAPS 16

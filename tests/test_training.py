@@ -108,8 +108,19 @@ def test_hooks_see_each_row():
 def test_training_that_cannot_go_on_says_so():
     with pytest.raises(ValueError, match="loss is nan at step 1.*learning rate"):
         losses(lstm(), loss_fn=lambda model, tokens: math.nan * helpers.next_token_loss(model, tokens))
-    with pytest.raises(ValueError, match="no step"):
-        helpers.train(lstm(), [], steps=3, progress=False)
+    with pytest.raises(ValueError, match="no model"):
+        helpers.compare({}, batches_of(), steps=3)
+    for batches in ([], iter(batches_of(2))):
+        with pytest.raises(ValueError, match="of 3 steps"):
+            helpers.train(lstm(), batches, steps=3, progress=False)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
+    model = lstm()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match="inf"):
+        losses(model, loss_fn=lambda model, tokens: math.inf * helpers.next_token_loss(model, tokens))
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_intervals_are_students_t():
@@ -151,7 +162,8 @@ def test_recorded_runs_hold_the_columns_of_the_contract():
     assert {"run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s"} <= set(steps.columns)
     assert (steps["source"] == "recorded").all() and steps.groupby("model")["seed"].nunique().min() >= 3
     runs = helpers.load_runs("kgram_designs_summary")
-    configuration = {"k", "embed", "hidden", "layers", "batch", "block", "lr", "parameters", "body", "data"}
+    configuration = {"k", "embed", "hidden", "layers", "batch", "block", "lr", "parameters", "body", "data", "vocab"}
+    assert configuration <= set(helpers.load_runs("kgram_stories_summary").columns)
     assert configuration | {"device", "threads", "torch"} <= set(runs.columns) and runs.notna().all().all()
 
 
@@ -164,6 +176,13 @@ def test_devices():
         helpers.set_up(device="gpu9")
     with pytest.raises(ValueError, match="threads is 0"):
         helpers.set_up(threads=0)
+
+
+def test_a_missing_second_gpu_is_missing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert helpers.set_up(device="cuda:0") == torch.device("cuda:0")
+    with pytest.warns(UserWarning, match="cuda:1 is not available"):
+        helpers.set_up(device="cuda:1")
 
 
 def test_set_up_seeds_and_sets_threads():
