@@ -222,26 +222,32 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
         print(f"saved {name}.csv and {name}.safetensors in {args.output_dir}")
 
 
+def run(args: argparse.Namespace) -> None:
+    """Read the text and train each model in turn. ValueError, TypeError, OSError or RuntimeError say what is wrong."""
+    if args.output_dir:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    device = helpers.set_up(args.seed, device=args.device_id)
+    tokenizer = helpers.load_tokenizer()
+    if not tokenizer.encode(args.prompt, allowed_special="all"):
+        raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
+    print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
+    sequences, weights = read_data(args, tokenizer)
+    for name in args.models:
+        batches = helpers.make_batches(sequences, args.batch_size, seed=args.seed, weights=weights)
+        train_model(name, batches, tokenizer, args, device)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # samples may hold bytes that a terminal cannot show
-    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
     try:
-        if args.output_dir:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-        device = helpers.set_up(args.seed, device=args.device_id)
-        tokenizer = helpers.load_tokenizer()
-        if not tokenizer.encode(args.prompt, allowed_special="all"):
-            parser.error("argument --prompt: it is empty; the models predict from at least one token")
-        print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
-        sequences, weights = read_data(args, tokenizer)
-        for name in args.models:
-            batches = helpers.make_batches(sequences, args.batch_size, seed=args.seed, weights=weights)
-            train_model(name, batches, tokenizer, args, device)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            run(args)
     except (ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: memory, among others
-        parser.error(str(error).splitlines()[0])
+        parser.error((str(error) or type(error).__name__).splitlines()[0])
     except KeyboardInterrupt:
         parser.exit(130, "stopped\n")
 
