@@ -241,7 +241,8 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
     `source`: "builtin" expands data/story_grammar.json, the same for the same seed; "hub" is TinyStories
     (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>. Of
     the built-in and of local stories one in ten is for validation.
-    ConnectionError where the hub cannot be reached, ValueError for another split or an empty text.
+    ConnectionError where the hub cannot be reached, FileNotFoundError for a missing file, ValueError for
+    another split or for text that is empty or not UTF-8.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
