@@ -73,7 +73,7 @@ __all__ = [
     "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor",
     "train", "compare", "summarise", "intervals", "verdict",
     "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
-    "save_run", "load_runs", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
+    "save_run", "load_runs", "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
 ]
 # fmt: on
 
@@ -789,7 +789,6 @@ def sample_token(
     return torch.searchsorted(cumulative, height).squeeze(-1).to(logits.device)
 
 
-@torch.no_grad()
 def token_stream(
     model: SequenceModel,
     prompt: Tensor,
@@ -804,11 +803,13 @@ def token_stream(
     a generator the draws are seeded by 0; the global generator is left alone.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    logits, state = model.prefill(prompt, model.start(prompt.shape[1]))
+    with torch.no_grad():
+        logits, state = model.prefill(prompt, model.start(prompt.shape[1]))
     while True:
         tokens = sample_token(logits, top_p, temperature, generator, top_k)
         yield tokens, logits
-        logits, state = model.step(tokens, state)
+        with torch.no_grad():  # not around the yield: the caller keeps its own mode
+            logits, state = model.step(tokens, state)
 
 
 def generate(
@@ -851,19 +852,23 @@ def generate(
     return text if end < 0 else text[:end]
 
 
-def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3) -> Tensor:
-    """For each of N tokens the `count` others whose embeddings have the largest cosine with its own, (N, count)."""
-    table = next((module.weight for module in model.modules() if isinstance(module, nn.Embedding)), None)
-    if table is None:
-        raise ValueError(f"{type(model).__name__} has no nn.Embedding; neighbours need a table with a row for each id")
-    table = nn.functional.normalize(table.detach(), dim=1)  # (V, E)
-    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=table.device)
-    cosine = table[tokens] @ table.t()  # (N, V)
+def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
+    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
+
+    `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
+    """
+    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
+    if table not in tables:
+        raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
+    rows = nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
+    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
+    cosine = rows[tokens] @ rows.t()  # (N, V)
     cosine.scatter_(1, tokens[:, None], -math.inf)
-    return cosine.topk(min(count, len(table) - 1)).indices
+    return cosine.topk(min(count, len(rows) - 1)).indices
 
 
-def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int = 3) -> str:
+def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
     """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
 
     Tokens that only together make up a character are written as that character, with the neighbours of each
@@ -879,7 +884,7 @@ def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int 
 
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, lists = "", []
-    for position, near in enumerate(nearest_tokens(model, tokens, count).tolist()):
+    for position, near in enumerate(nearest_tokens(model, tokens, count, table).tolist()):
         text += decoder.decode(tokenizer.decode_single_token_bytes(tokens[position]), position == len(tokens) - 1)
         lists.append(", ".join(map(name, near)))
         if not decoder.getstate()[0]:  # no character is left half-read

@@ -157,8 +157,10 @@ def build_parser() -> Parser:
     samples.add_argument("--stop", metavar="TEXT", help="end a sample before this text (default: no)")
     samples.add_argument(
         "--monosemantic_enabled",
-        action="store_true",
-        help="show each new token of a sample with its nearest neighbours in embedding space",
+        nargs="?",
+        const="embedding",
+        choices=["embedding", "head"],
+        help="show each new token of a sample with its nearest neighbours in the embedding, or in the head's table",
     )
 
     output = parser.add_argument_group("output")
@@ -217,7 +219,7 @@ def print_samples(model, tokenizer, args: argparse.Namespace, generator: torch.G
         if args.monosemantic_enabled:
             while len(args.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
                 new.pop()
-            annotated = args.prompt + helpers.annotate(model, tokenizer, new)
+            annotated = args.prompt + helpers.annotate(model, tokenizer, new, table=args.monosemantic_enabled)
             print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
 
 

@@ -77,6 +77,7 @@ def test_the_command_of_the_notes():
         "--top_k 2",
         "--temperature 3",
         "--monosemantic_enabled",
+        "--monosemantic_enabled head",
     ],
 )
 def test_each_option_changes_what_is_printed(run, option):  # TRAPS 26
@@ -106,6 +107,7 @@ def test_annotated_samples_hold_the_text_and_neighbours_of_each_new_token(run):
     for text, annotated in zip(samples[::2], samples[1::2], strict=True):
         assert annotated.startswith("a 🦜") and 1 <= annotated.count("[NN=") <= 4
         assert text[1:-1].startswith("a 🦜")
+    assert run("--monosemantic_enabled head") != run("--monosemantic_enabled")
     stopped = run("--monosemantic_enabled --max_new_tokens 0 --prompt 'a 🦜'").splitlines()
     assert [line.split(" | ", 1)[1] for line in stopped if " | " in line] == ["'a 🦜'", "a 🦜"] * 3
 

@@ -228,8 +228,10 @@ def test_neighbours_are_the_nearest_by_cosine():
         cosine = torch.nn.functional.cosine_similarity(table[token], table, dim=-1)
         assert found == [i for i in cosine.argsort(descending=True).tolist() if i != token][:4]
     assert torch.equal(table, model.net.embedding.weight)
-    with pytest.raises(ValueError, match="has no nn.Embedding"):
-        helpers.nearest_tokens(torch.nn.Linear(2, 2), [0])
+    head = torch.nn.functional.cosine_similarity(model.head.weight[3], model.head.weight, dim=-1).topk(3).indices
+    assert helpers.nearest_tokens(model, [3], 2, table="head")[0].tolist() == head[1:].tolist()
+    with pytest.raises(ValueError, match="table is 'body'; this KGramMLPSeqModel has head, embedding"):
+        helpers.nearest_tokens(model, [0], table="body")
 
 
 def test_annotation_keeps_characters_whole(tokenizer):  # TRAPS 19
