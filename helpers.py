@@ -699,7 +699,9 @@ def verdict(table: pd.DataFrame, *, higher_is_better: bool) -> str:
 
 
 def _checked(logits: Tensor) -> Tensor:
-    """The logits, float16 and bfloat16 as float32. ValueError unless each row's largest is a finite number."""
+    """The logits, float16 and bfloat16 as float32. TypeError or ValueError unless each row has a finite largest one."""
+    if not logits.is_floating_point() or not logits.numel():
+        raise TypeError(f"logits are {logits.dtype}, shape {tuple(logits.shape)}; expected floating point, (…, V)")
     peak = logits.amax(-1)
     if not peak.isfinite().all():
         raise ValueError("a row's largest logit is NaN or infinite; expected a finite number: has the model diverged?")
@@ -741,8 +743,8 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     """Logits (…, V) with -inf outside the nucleus (Holtzman et al. 2020).
 
     The nucleus is the smallest set of most probable tokens whose mass is at least p, the token that crosses
-    p included. Of equal logits the lower id comes first. No more tokens are ranked than the nucleus needs.
-    ValueError for p outside (0, 1] or logits that hold NaN.
+    p included. Of equal logits the lower id comes first. p=1 returns the logits themselves. 256 tokens are
+    ranked, or 4,096, or all: as many as every row needs. ValueError for p outside (0, 1] or logits with NaN.
     """
     if not 0 < p <= 1:
         raise ValueError(f"p is {p}; expected 0 < p <= 1 (p=1 keeps every token; greedy is top_p=None)")
@@ -779,10 +781,10 @@ def sample_token(
     values = _checked(logits)
     if top_p is None and top_k is None:
         return values.argmax(-1)
-    values = (values - values.amax(-1, keepdim=True)) / temperature
+    values = _float64(values - values.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         values = top_k_filter(values, top_k)
-    cumulative = _float64(top_p_filter(values, 1.0 if top_p is None else top_p)).softmax(-1).cumsum(-1)
+    cumulative = top_p_filter(values, 1.0 if top_p is None else top_p).softmax(-1).cumsum(-1)
     place = {"generator": generator, "device": generator.device if generator else "cpu"}
     uniform = 1 - torch.rand(cumulative[..., :1].shape, dtype=torch.float64, **place)  # above 0, up to 1
     height = uniform.to(cumulative.device) * cumulative[..., -1:]
@@ -827,8 +829,8 @@ def generate(
     """The prompt and what the model makes of it (see `token_stream`; greedy where top_p and top_k are None).
 
     Ends after `max_new_tokens`, or before the first `stop` in the new text. `on_token` gets each new token
-    and the logits (V,) that it was drawn from. ValueError for a prompt without tokens: the models predict a
-    token from at least one before it.
+    and the logits (V,) that it was drawn from. Without a generator each call draws the same text. ValueError
+    for a prompt without tokens: the models predict a token from at least one before it.
     """
     ids = tokenizer.encode(prompt, allowed_special="all")
     if not ids:

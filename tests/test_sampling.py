@@ -22,6 +22,11 @@ def test_the_nucleus_is_the_smallest_set_of_mass_p(p, kept):  # TRAPS 16
     assert set(order[filtered.isfinite()].tolist()) == set(range(kept))
 
 
+@pytest.mark.parametrize("size, p, kept", [(2, 0.5, 1), (4, 0.5, 2), (4, 0.75, 3), (8, 0.125, 1), (8, 0.126, 2)])
+def test_mass_that_is_exactly_p_is_enough(size, p, kept):
+    assert helpers.top_p_filter(torch.zeros(size), p).isfinite().sum() == kept
+
+
 def brute_force_nucleus(logits, p):
     """The oracle, token after token: the ids of the nucleus, how near p is to a mass at its border."""
     peak = max(logits)
@@ -72,6 +77,11 @@ def test_other_number_types_are_filtered_as_their_values_in_float32_or_more(dtyp
         assert filtered.dtype == dtype
         assert torch.equal(filtered.isfinite(), helpers.top_p_filter(logits.double(), p).isfinite())
     assert torch.equal(helpers.sample_token(logits), logits.argmax(-1))
+    draws = [
+        helpers.sample_token(x.expand(200, 5, -1), 0.9, 0.7, torch.Generator().manual_seed(0))
+        for x in (logits, logits.double())
+    ]
+    assert torch.equal(*draws)  # rounded to half precision, other tokens would be drawn
 
 
 def test_any_batch_shape_is_filtered_row_by_row():
@@ -127,6 +137,9 @@ def test_bad_logits_and_temperatures_say_so():  # TRAPS 16
     for hopeless in (torch.full((2,), -math.inf), torch.tensor([0.0, math.inf])):
         with pytest.raises(ValueError, match="largest logit"):
             helpers.sample_token(hopeless, 1.0)
+    for wrong in (torch.arange(4), torch.zeros(3, 0)):
+        with pytest.raises(TypeError, match="expected floating point"):
+            helpers.top_p_filter(wrong, 0.5)
     with pytest.raises(ValueError, match="top_k is 0"):
         helpers.sample_token(torch.zeros(4), top_k=0)
     with pytest.raises(ValueError, match="temperature is 0"):
@@ -157,7 +170,9 @@ def test_temperature_sharpens_and_flattens():  # TRAPS 26
         for t in (0.3, 1, 9)
     )
     assert cold > warm > hot
-    assert (helpers.sample_token(logits, 1.0, 1e-42) == 0).all()  # a tiny one is greedy, not an overflow
+    cut = torch.tensor([1.0, 0.0, -math.inf])
+    assert helpers.sample_token(cut, 1.0, 1e-50) == 0  # a tiny one is greedy, not an overflow
+    assert set(helpers.sample_token(cut.expand(50, 3), 1.0, 1e40).tolist()) == {0, 1}
 
 
 def test_draws_of_a_large_vocabulary_follow_its_probabilities():
@@ -197,8 +212,10 @@ def test_generation_ends_before_stop_with_the_prompt_whole(tokenizer):  # TRAPS 
     assert helpers.generate(model, tokenizer, "0 1", 12, stop=stop) == full[: full.index(stop, len("0 1"))]
     assert helpers.generate(model, tokenizer, "0 1", 12, stop="0").startswith("0 1")
     for length in range(1, 8):  # a stop text of any length, across the borders of tokens
-        stop = full[5 : 5 + length]
-        assert helpers.generate(model, tokenizer, "0 1", 12, stop=stop) == full[: full.index(stop, len("0 1"))]
+        stop, drawn = full[5 : 5 + length], []
+        text = helpers.generate(model, tokenizer, "0 1", 12, stop=stop, on_token=lambda token, _: drawn.append(token))  # noqa: B023
+        assert text == full[: full.index(stop, len("0 1"))]
+        assert stop in tokenizer.decode(drawn) and stop not in tokenizer.decode(drawn[:-1])  # and none after it
 
 
 def test_generation_calls_on_token_with_what_it_drew(tokenizer):
