@@ -11,14 +11,14 @@ Contents
                                     encode_texts, read_sequences, load_stories, write_3seqs, find_data,
                                     data_hash; here: split_sequences, pad_batch, make_batches
     3. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
-                                    KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, count_parameters,
-                                    check_gradient_flow
+                                    KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, RMSNorm, rotate,
+                                    TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
     4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate, loss_floor
     5. Training and comparison      train, compare, summarise, intervals, verdict
     6. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate, nearest_tokens,
                                     annotate
-    7. Records                      save_run, load_runs
-    8. Figures                      set_style, plot_loss_curves, plot_throughput, save_figure
+    7. Records and figures          from data/records.py: save_run, load_runs; from figures/draw.py: set_style,
+                                    plot_loss_curves, plot_throughput, save_figure
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from scipy.special import stdtrit
@@ -50,6 +48,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
+from data.records import load_runs, save_run
 from data.text import (
     VOCAB_SIZE,
     CompactTokenizer,
@@ -62,6 +61,7 @@ from data.text import (
     read_sequences,
     write_3seqs,
 )
+from figures.draw import COLOURS, DASHES, plot_loss_curves, plot_throughput, save_figure, set_style
 
 # fmt: off
 __all__ = [
@@ -69,7 +69,8 @@ __all__ = [
     "load_tokenizer", "CompactTokenizer", "compact_vocabulary", "encode_texts", "read_sequences", "load_stories",
     "write_3seqs", "find_data", "data_hash", "split_sequences", "pad_batch", "make_batches",
     "TokenEmbedding", "context_windows", "distinct_contexts", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP",
-    "LSTMSeqModel", "count_parameters", "check_gradient_flow",
+    "LSTMSeqModel", "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "count_parameters",
+    "check_gradient_flow",
     "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor",
     "train", "compare", "summarise", "intervals", "verdict",
     "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
@@ -77,7 +78,6 @@ __all__ = [
 ]
 # fmt: on
 
-ROOT = Path(__file__).resolve().parent
 BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
 
 
@@ -422,6 +422,150 @@ class LSTMSeqModel(SequenceModel):
         self.check_tokens(tokens)
         output, state = self.lstm(self.embedding(tokens), state)  # (T, B, H)
         return self.logits(output[-1]), state
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019), computed in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., dim) -> (..., dim)
+        wide = x.float()  # in float16 the squares of 300 overflow
+        return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()).to(x.dtype) * self.weight
+
+
+def rotate(x: Tensor, start: int) -> Tensor:  # (..., T, D) -> (..., T, D)
+    """Rotary positions start, start+1, … (Su et al. 2021): the pair (i, i + D/2) turns by position * 10000^(-2i/D)."""
+    length, width = x.shape[-2:]
+    position = torch.arange(start, start + length, device=x.device, dtype=torch.float32)
+    speed = 10_000.0 ** (-torch.arange(0, width, 2, device=x.device) / width)  # (D / 2,)
+    angle = position[:, None] * speed  # (T, D / 2)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class TransformerBlock(nn.Module):
+    """Causal self-attention, then an MLP, each added to what came in and normed before ("pre") or after ("post")."""
+
+    def __init__(self, d_model: int, n_heads: int, norm: str, mlp: str, rotary: bool):
+        super().__init__()
+        self.n_heads, self.pre, self.gated, self.rotary = n_heads, norm == "pre", mlp == "swiglu", rotary
+        self.norms = nn.ModuleList(RMSNorm(d_model) for _ in range(2))
+        self.attention_in = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.attention_out = nn.Linear(d_model, d_model, bias=False)
+        width = 8 * d_model // 3 if self.gated else 4 * d_model  # about as many weights either way
+        self.mlp_in = nn.Linear(d_model, 2 * width if self.gated else width, bias=False)
+        self.mlp_out = nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (B, T, d) and the keys and values of S earlier positions -> (B, T, d) and those of S + T."""
+        attended, past = self.attend(self.norms[0](x) if self.pre else x, past)
+        x = x + attended if self.pre else self.norms[0](x + attended)
+        mixed = self.mix(self.norms[1](x) if self.pre else x)
+        return (x + mixed if self.pre else self.norms[1](x + mixed)), past
+
+    def attend(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        split = self.attention_in(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, heads, D)
+        queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D)
+        begin, length = past[0].shape[2], x.shape[1]
+        if self.rotary:
+            queries, keys = rotate(queries, begin), rotate(keys, begin)
+        keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        mask = None  # a single new token sees all
+        if begin and length > 1:  # query i sees keys 0 … begin + i
+            mask = torch.ones(length, begin + length, dtype=torch.bool, device=x.device).tril(begin)
+        seen = nn.functional.scaled_dot_product_attention(queries, keys, values, mask, is_causal=not begin)
+        return self.attention_out(seen.transpose(1, 2).flatten(2)), (keys, values)
+
+    def mix(self, x: Tensor) -> Tensor:
+        inner = self.mlp_in(x)
+        if not self.gated:
+            return self.mlp_out(nn.functional.silu(inner))
+        gate, inner = inner.chunk(2, dim=-1)
+        return self.mlp_out(nn.functional.silu(gate) * inner)  # SwiGLU (Shazeer 2020)
+
+
+class TransformerModel(SequenceModel):
+    """Decoder-only Transformer (Vaswani et al. 2017; pre-norm, rotary and SwiGLU as in Touvron et al. 2023).
+
+    `norm` "pre" or "post"; `positions` "rotary", "learned" (up to `max_length`) or "none"; `mlp` "swiglu" or
+    "silu"; `tied`: embedding and head share their weights. The state holds each block's keys and values.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        n_heads: int,
+        n_blocks: int,
+        *,
+        norm: str = "pre",
+        positions: str = "rotary",
+        mlp: str = "swiglu",
+        tied: bool = True,
+        max_length: int = 1024,
+    ):
+        choices = {"norm": ("pre", "post"), "positions": ("rotary", "learned", "none"), "mlp": ("swiglu", "silu")}
+        for (name, allowed), came in zip(choices.items(), (norm, positions, mlp), strict=True):
+            if came not in allowed:
+                raise ValueError(f"{name} is {came!r}; expected one of {', '.join(allowed)}")
+        if d_model % (2 * n_heads):
+            raise ValueError(f"d_model is {d_model}, n_heads {n_heads}; expected d_model a multiple of 2 * n_heads")
+        super().__init__(vocab_size, d_model)
+        self.embedding = TokenEmbedding(vocab_size, d_model)
+        self.positions = nn.Embedding(max_length, d_model) if positions == "learned" else None
+        blocks = (TransformerBlock(d_model, n_heads, norm, mlp, positions == "rotary") for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = RMSNorm(d_model) if norm == "pre" else nn.Identity()
+        if tied:
+            self.head.weight = self.embedding.weight
+        self.apply(self.draw_weights)
+        for block in self.blocks:  # the sum of 2 * n_blocks outputs keeps the size of one (Radford et al. 2019)
+            for last in (block.attention_out, block.mlp_out):
+                last.weight.data /= math.sqrt(2 * n_blocks)
+
+    @staticmethod
+    def draw_weights(module: nn.Module) -> None:
+        """N(0, .02): with larger numbers a tied head's first loss is far above ln V."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
+        self.check_tokens(tokens)
+        return self.extend(tokens, self.start(tokens.shape[1]))[0]
+
+    def extend(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
+        """(T, B) tokens after those of the state -> hidden states (T, B, H) and the next state."""
+        x, begin = self.embedding(tokens.t()), state[0][0].shape[2]  # (B, T, d)
+        if self.positions is not None:
+            if begin + len(tokens) > self.positions.num_embeddings:
+                limit = self.positions.num_embeddings
+                raise ValueError(f"{begin + len(tokens)} tokens; learned positions end at max_length={limit}")
+            x = x + self.positions.weight[begin : begin + len(tokens)]
+        pasts = []
+        for block, past in zip(self.blocks, state, strict=True):
+            x, past = block(x, past)
+            pasts.append(past)
+        return self.final_norm(x).transpose(0, 1), pasts
+
+    def start(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        heads, width = self.blocks[0].n_heads, self.head.in_features // self.blocks[0].n_heads
+        empty = self.head.weight.new_zeros(batch_size, heads, 0, width)
+        return [(empty, empty)] * len(self.blocks)
+
+    def step(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
+        return self.prefill(tokens[None], state)
+
+    def prefill(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
+        self.check_tokens(tokens)
+        hidden, state = self.extend(tokens, state)
+        return self.logits(hidden[-1]), state
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
@@ -893,133 +1037,3 @@ def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int 
             text += f"[NN={' | '.join(lists)}]"
             lists = []
     return text
-
-
-# ==== 7. Records ======================================================================================
-
-
-def _output_folder(kind: str) -> Path:
-    """data/runs or figures, or the folder of that name under WORKBOOK_OUT where that is set."""
-    elsewhere = os.environ.get("WORKBOOK_OUT")
-    folder = Path(elsewhere) / kind if elsewhere else ROOT / {"runs": "data/runs", "figures": "figures"}[kind]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def save_run(frame: pd.DataFrame, name: str) -> Path:
-    """Write step rows or run rows as data/runs/<name>.csv (or under WORKBOOK_OUT), numbers to 6 digits."""
-    path = _output_folder("runs") / f"{name}.csv"
-    partial = path.with_suffix(".partial")
-    frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
-    partial.replace(path)  # a reader never sees half a file
-    return path
-
-
-def load_runs(name: str = "*") -> pd.DataFrame:
-    """The rows of all recorded runs whose file name matches `name` (a pattern, without .csv).
-
-    `file` names each row's file; `source` says "recorded" (data/runs) or "new" (WORKBOOK_OUT, which comes
-    before a recorded file of the same name). FileNotFoundError where nothing matches.
-    """
-    files = {path.stem: (path, "recorded") for path in (ROOT / "data" / "runs").glob(f"{name}.csv")}
-    if os.environ.get("WORKBOOK_OUT"):
-        files |= {path.stem: (path, "new") for path in _output_folder("runs").glob(f"{name}.csv")}
-    if not files:
-        raise FileNotFoundError(f"no recorded run matches {name!r}; run the notebook that records it first")
-    frames = [pd.read_csv(path).assign(file=stem, source=source) for stem, (path, source) in sorted(files.items())]
-    return pd.concat(frames, ignore_index=True)
-
-
-# ==== 8. Figures ======================================================================================
-
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
-DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
-
-
-def set_style() -> None:
-    """Slide-sized figures: large type, Okabe-Ito colours, and SVG files that do not change from run to run."""
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (10, 5.6),
-            "figure.constrained_layout.use": True,
-            "figure.dpi": 80,
-            "font.size": 15,
-            "axes.titlesize": 17,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "figure.titlesize": 18,
-            "figure.titleweight": "bold",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.prop_cycle": mpl.cycler(color=COLOURS),
-            "legend.frameon": False,
-            "lines.linewidth": 2.5,
-            "svg.hashsalt": "pico-llm workbook",
-        }
-    )
-
-
-def plot_loss_curves(
-    frame: pd.DataFrame, x: str = "step", *, title: str = "", levels: Mapping[str, float] | None = None, ax=None
-):
-    """Loss against `x` ("step", "tokens" or "elapsed_s"), a line a model: mean over seeds, band min to max.
-
-    `levels` draws named horizontal lines (ln V, a floor). Against tokens and seconds, x is the mean over seeds
-    of what a model has used after each step. Returns the axes.
-    """
-    labels = {"step": "training step", "tokens": "tokens seen", "elapsed_s": "training time (s)"}
-    if x not in labels:
-        raise ValueError(f"x is {x!r}; expected one of {', '.join(labels)}")
-    ax = ax or plt.subplots()[1]
-    for number, (model, rows) in enumerate(frame.groupby("model", sort=False)):
-        position = rows.groupby("seed")["tokens"].cumsum() if x == "tokens" else rows[x]
-        at = rows.assign(position=position).groupby("step")
-        where, loss = at["position"].mean(), at["loss"]
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-        ax.plot(where, loss.mean(), label=model, **style)
-        ax.fill_between(where, loss.min(), loss.max(), color=style["color"], alpha=0.2, linewidth=0)
-    for name, level in (levels or {}).items():
-        ax.axhline(level, color="0.35", linewidth=1.2, linestyle=(0, (2, 2)))
-        spot = {
-            "xy": (1, level),
-            "xycoords": ("axes fraction", "data"),
-            "xytext": (0, -4),
-            "textcoords": "offset points",
-        }
-        ax.annotate(name, **spot, ha="right", va="top", color="0.25")
-    seeds = frame["seed"].nunique()
-    note = f"{labels[x]}\n(lines: mean of {seeds} seeds, bands: min to max)" if seeds > 1 else labels[x]
-    ax.set(xlabel=note, ylabel="loss (nats per token)", title=title)
-    if x == "step":
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    ax.legend()
-    return ax
-
-
-def plot_throughput(frame: pd.DataFrame, *, title: str = "", ax=None):
-    """Bars of tokens/s from step rows: the median over timed steps, whiskers at the quartiles, n below.
-
-    Warm-up steps are left out. Returns the axes.
-    """
-    ax = ax or plt.subplots()[1]
-    timed = frame[~frame["warm_up"]]
-    rate = (timed["tokens"] / timed["step_s"]).groupby(timed["model"], sort=False)
-    median, q1, q3 = rate.median(), rate.quantile(0.25), rate.quantile(0.75)
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(median))]
-    names = [f"{name}\n(n = {n})" for name, n in rate.count().items()]
-    bars = ax.bar(names, median, yerr=[median - q1, q3 - median], color=colours, capsize=6)
-    for bar, value, top in zip(bars, median, q3, strict=True):
-        spot = (bar.get_x() + bar.get_width() / 2, top)
-        ax.annotate(f"{value:,.0f}", spot, (0, 4), textcoords="offset points", ha="center", weight="bold")
-    ax.set(ylabel="tokens/s", xlabel="bars: median of n timed steps, whiskers: quartiles", title=title)
-    ax.set_ylim(0, 1.15 * q3.max())
-    ax.yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
-    return ax
-
-
-def save_figure(fig, name: str) -> list[Path]:
-    """Write figures/<name>.png (200 dpi) and .svg, or under WORKBOOK_OUT; the same figure gives the same bytes."""
-    paths = [_output_folder("figures") / f"{name}{ending}" for ending in (".png", ".svg")]
-    fig.savefig(paths[0], dpi=200, metadata={"Software": None})
-    fig.savefig(paths[1], metadata={"Date": None})
-    return paths

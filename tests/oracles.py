@@ -24,6 +24,15 @@ def lstm(vocab_size=40, embed_size=6, hidden_size=8, seed=0):
     return helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size)
 
 
+def transformer(vocab_size=40, d_model=16, n_heads=2, n_blocks=2, seed=0, **options):
+    """A small Transformer; its weights are made larger, so that what a test changes shows in the logits."""
+    torch.manual_seed(seed)
+    model = helpers.TransformerModel(vocab_size, d_model, n_heads, n_blocks, **options)
+    for weight in model.parameters():
+        weight.data *= 5 if weight.ndim > 1 else 1
+    return model
+
+
 def random_tokens(length, batch, vocab_size=40, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size, (length, batch), generator=generator)

@@ -4,12 +4,13 @@ import ast
 import inspect
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import kgram, loop_logits, lstm, random_tokens
+from oracles import kgram, loop_logits, lstm, random_tokens, transformer
 from torch import nn
 
 import helpers
@@ -17,8 +18,17 @@ import helpers
 KGRAM_NETS = ["OneHotMLP", "EmbeddingMLP", "ConvHybrid"]
 
 
-@pytest.fixture(params=[*KGRAM_NETS, "LSTM"])
+TRANSFORMERS = {
+    "Transformer": {},
+    "Transformer, post-norm, learned positions": {"norm": "post", "positions": "learned", "mlp": "silu"},
+    "Transformer, free head, no positions": {"tied": False, "positions": "none"},
+}
+
+
+@pytest.fixture(params=[*KGRAM_NETS, "LSTM", *TRANSFORMERS])
 def any_model(request, designs):
+    if request.param in TRANSFORMERS:
+        return transformer(**TRANSFORMERS[request.param])
     return lstm() if request.param == "LSTM" else kgram(getattr(designs, request.param))
 
 
@@ -39,8 +49,9 @@ def test_kgram_sees_exactly_its_last_k_tokens(net_class):  # TRAPS 1: {5, 6, 7},
     assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == [5, 6, 7]
 
 
-def test_lstm_sees_the_past_and_nothing_else():  # TRAPS 2
-    model, tokens = lstm(), random_tokens(10, 3)
+@pytest.mark.parametrize("make", [lstm, *(partial(transformer, **options) for options in TRANSFORMERS.values())])
+def test_full_context_models_see_the_past_and_nothing_else(make):  # TRAPS 2
+    model, tokens = make(), random_tokens(10, 3)
     assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == list(range(8))
 
 
@@ -137,6 +148,7 @@ def test_first_loss_is_near_ln_v(designs, seed):  # TRAPS 13: public runs start 
     tokens = random_tokens(32, 8, vocab_size=2000, seed=seed)
     sizes = {"vocab_size": 2000, "embed_size": 64, "hidden_size": 64, "seed": seed}
     models = [kgram(getattr(designs, name), **sizes) for name in KGRAM_NETS] + [lstm(**sizes)]
+    models += [helpers.TransformerModel(2000, 64, 4, 2, **options) for options in TRANSFORMERS.values()]
     for model in models:
         assert abs(helpers.next_token_loss(model, tokens).item() - math.log(2000)) < 0.3
 
@@ -147,6 +159,15 @@ def test_incremental_decoding_equals_forward(any_model):  # TRAPS 20
     for t in range(50):
         step, state = any_model.step(tokens[t], state)
         torch.testing.assert_close(step, logits[t], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("first", [1, 7, 20])
+def test_reading_in_pieces_equals_forward(any_model, first):  # TRAPS 20: the prompt at once, then the rest at once
+    tokens = random_tokens(40, 2)
+    logits, state = any_model.prefill(tokens[:first], any_model.start(2))
+    torch.testing.assert_close(logits, any_model(tokens)[first - 1], atol=1e-4, rtol=0)
+    logits, _ = any_model.prefill(tokens[first:], state)
+    torch.testing.assert_close(logits, any_model(tokens)[-1], atol=1e-4, rtol=0)
 
 
 def test_distinct_sequences_are_computed_once():
@@ -213,3 +234,62 @@ def test_notebook_and_helpers_hold_the_same_embedding_mlp(notebook_02):
     assert [node.name for node in taught] == ["EmbeddingMLP"]
     shared = ast.parse(inspect.getsource(helpers.EmbeddingMLP)).body[0]
     assert ast.dump(taught[0]) == ast.dump(shared)
+
+
+def test_rms_norm_is_pytorchs_and_does_not_overflow():  # TRAPS 22
+    x = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)) * 3
+    ours, theirs = helpers.RMSNorm(16, eps=1e-5), torch.nn.RMSNorm(16, eps=1e-5)
+    ours.weight.data = theirs.weight.data = torch.randn(16)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert helpers.RMSNorm(16)(300 * torch.ones(16, dtype=torch.float16)).eq(1).all()
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    query, key = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
+    scores = [(helpers.rotate(query, i + 3) * helpers.rotate(key, i)).sum().item() for i in (0, 1, 40)]
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
+    assert (helpers.rotate(query, 4) * helpers.rotate(key, 0)).sum().item() != pytest.approx(scores[0], abs=1e-3)
+    assert torch.equal(helpers.rotate(query, 0), query)
+
+
+def test_attention_against_its_definition():
+    """One block, no positions: softmax(QK / sqrt(D)) V over the past, head by head, one query at a time."""
+    block = transformer(positions="none").blocks[0]
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
+    empty = torch.zeros(1, 2, 0, 8)
+    attended, (keys, values) = block.attend(x, (empty, empty))
+    queries, keys, values = (block.attention_in(x)[0, :, part * 16 : part * 16 + 16] for part in range(3))
+    for t in range(6):
+        heads = []
+        for head in (slice(0, 8), slice(8, 16)):
+            weights = (keys[: t + 1, head] @ queries[t, head] / math.sqrt(8)).softmax(0)
+            heads.append(weights @ values[: t + 1, head])
+        torch.testing.assert_close(attended[0, t], block.attention_out(torch.cat(heads)), atol=1e-5, rtol=1e-4)
+
+
+def test_positions_tell_orders_apart():  # TRAPS 26: with one block and no positions, the past is a bag of tokens
+    ab, ba = torch.tensor([[1, 2, 5], [2, 1, 5]]).unsqueeze(-1)
+    for positions, same in (("none", True), ("rotary", False), ("learned", False)):
+        model = transformer(n_blocks=1, positions=positions)
+        assert torch.allclose(model(ab)[-1], model(ba)[-1], atol=1e-5) is same
+
+
+def test_each_option_of_the_transformer_changes_it():  # TRAPS 26
+    usual = transformer()
+    for option in ({"norm": "post"}, {"positions": "learned"}, {"mlp": "silu"}, {"tied": False}):
+        assert not torch.allclose(transformer(**option)(random_tokens(9, 2)), usual(random_tokens(9, 2)), atol=1e-4)
+    assert usual.head.weight is usual.embedding.weight
+    tied, free = (helpers.count_parameters(transformer(tied=tied)) for tied in (True, False))
+    assert tied["body"] == free["body"] and free["parameters"] - tied["parameters"] == 40 * 16
+
+
+def test_wrong_transformers_say_so():
+    for options, says in (
+        ({"norm": "layer"}, "norm is 'layer'; expected one of pre, post"),
+        ({"positions": "sine"}, "positions is 'sine'"),
+        ({"n_heads": 3}, "multiple of 2"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            transformer(**options)
+    with pytest.raises(ValueError, match="learned positions end at max_length=8"):
+        transformer(positions="learned", max_length=8)(random_tokens(9, 1))
