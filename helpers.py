@@ -13,7 +13,8 @@ Contents
     3. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
                                     KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, RMSNorm, rotate,
                                     TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
-    4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate, loss_floor
+    4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate, loss_floor; from
+                                    data/counts.py: KneserNey, mix, target_windows
     5. Training and comparison      train, compare, summarise, intervals, verdict
     6. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate, nearest_tokens,
                                     annotate
@@ -48,6 +49,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
+from data.counts import KneserNey, mix, target_windows
 from data.records import load_runs, save_run
 from data.text import (
     VOCAB_SIZE,
@@ -72,7 +74,7 @@ __all__ = [
     "LSTMSeqModel", "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "count_parameters",
     "check_gradient_flow",
     "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor",
-    "train", "compare", "summarise", "intervals", "verdict",
+    "KneserNey", "mix", "target_windows", "train", "compare", "summarise", "intervals", "verdict",
     "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
     "save_run", "load_runs", "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
 ]

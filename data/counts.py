@@ -1,0 +1,129 @@
+"""Count models: what the next token was after the same last tokens, without a gradient. The baselines of every net.
+
+helpers.py hands all of this on; import it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor:
+    """Each target of each sequence with the `size` tokens before it, (M, size + 1), BLANK before the start.
+
+    As everywhere, the first token of a sequence is no target.
+    """
+    before = torch.full((max(size - 1, 0),), blank)
+    sequences = [sequence.cpu() for sequence in sequences if len(sequence) > 1]
+    if not sequences:
+        raise ValueError("no sequence has two tokens; expected one or more to count in")
+    return torch.cat([torch.cat([before, s]).unfold(0, size + 1, 1)[1 - len(s) :] for s in sequences])
+
+
+class KneserNey:
+    """Interpolated Kneser-Ney, modified (Chen & Goodman 1999, three discounts a level) or plain (one).
+
+    `order` is the length of an n-gram: order - 1 tokens of context and the next one. Level m knows contexts of
+    m tokens. The highest level counts occurrences; each lower one in how many different longer contexts a pair occurs;
+    below the lowest lies 1 / V. `discounts` (for each level three numbers, for counts of 1, 2 and more) replaces
+    the estimates. Probabilities are float64 and sum to 1 over the V tokens.
+    """
+
+    def __init__(
+        self,
+        sequences: Iterable[Tensor],
+        vocab_size: int,
+        order: int,
+        *,
+        modified: bool = True,
+        discounts: Sequence[Sequence[float]] | None = None,
+    ):
+        if order < 1:
+            raise ValueError(f"order is {order}; expected 1 or more")
+        self.vocab_size, self.order = vocab_size, order
+        windows = target_windows(sequences, order - 1, vocab_size)
+        # A context's key: the id of the context without its oldest token, then that token. Keys stay below M * (V + 1).
+        self.context_keys = [torch.zeros(1, dtype=torch.int64)]
+        context = torch.zeros(len(windows), dtype=torch.int64)
+        for older in windows[:, :-1].flip(1).unbind(1):
+            keys, context = torch.unique(self.join(context, older), return_inverse=True)
+            self.context_keys.append(keys)
+        pairs, counts = torch.unique(self.join(context, windows[:, -1]), return_counts=True)
+        self.levels = []
+        for m in reversed(range(order)):
+            given = discounts[m] if discounts is not None else estimate_discounts(counts, modified)
+            self.levels.insert(0, self.level(m, pairs, counts, torch.tensor(given, dtype=torch.float64)))
+            if m:  # each pair of this level is one longer context of a pair of the level below
+                context, target = self.split(pairs)
+                shorter, _ = self.split(self.context_keys[m][context])
+                pairs, counts = torch.unique(self.join(shorter, target), return_counts=True)
+
+    def join(self, context: Tensor, token: Tensor) -> Tensor:
+        return context * (self.vocab_size + 1) + token
+
+    def split(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        return key // (self.vocab_size + 1), key % (self.vocab_size + 1)
+
+    def level(self, m: int, pairs: Tensor, counts: Tensor, discounts: Tensor) -> dict[str, Tensor]:
+        """What remains of each pair after its discount, and what each context hands down, both as shares."""
+        context, _ = self.split(pairs)
+        taken = discounts[counts.clamp(max=3) - 1].minimum(counts.double())
+        total, handed_down = (
+            torch.zeros(len(self.context_keys[m]), dtype=torch.float64).index_add_(0, context, values)
+            for values in (counts.double(), taken)
+        )
+        return {
+            "pairs": pairs,
+            "kept": (counts - taken) / total[context],
+            "handed down": handed_down / total,
+            "discounts": discounts,
+        }
+
+    def probability(self, contexts: Tensor, targets: Tensor) -> Tensor:
+        """Contexts (M, order - 1 or more), newest last, BLANK before the start; targets (M,) -> (M,) float64."""
+        if contexts.shape[1] < self.order - 1:
+            raise ValueError(f"contexts hold {contexts.shape[1]} tokens; order {self.order} needs {self.order - 1}")
+        contexts, targets = contexts.cpu(), targets.cpu()
+        probability = torch.full(targets.shape, 1 / self.vocab_size, dtype=torch.float64)
+        place, known = torch.zeros_like(targets), torch.ones_like(targets, dtype=torch.bool)
+        for m, level in enumerate(self.levels):
+            if m:
+                place, found = look_up(self.context_keys[m], self.join(place, contexts[:, -m]))
+                known &= found  # a context never seen leaves the shorter one's probability as it is
+            pair, found = look_up(level["pairs"], self.join(place, targets))
+            longer = level["kept"][pair] * found + level["handed down"][place] * probability
+            probability = probability.where(~known, longer)
+        return probability
+
+    def loss(self, sequences: Iterable[Tensor]) -> float:
+        """Mean nats a token over all targets of the sequences."""
+        windows = target_windows(sequences, self.order - 1, self.vocab_size)
+        return -self.probability(windows[:, :-1], windows[:, -1]).log().mean().item()
+
+
+def look_up(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each wanted number stands in the ascending `keys`, and whether it does."""
+    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return place, keys[place] == wanted
+
+
+def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
+    """Discounts for counts of 1, 2, and 3 or more, from how many pairs occur once to four times.
+
+    Y = n1 / (n1 + 2 n2); D_i = i - (i + 1) Y n_(i+1) / n_i; plain Kneser-Ney takes Y for all. Where a small
+    text gives an estimate outside (0, i), or none, Y is taken, and .5 where that is missing too.
+    """
+    once, twice, thrice, four = (int((counts == number).sum()) for number in (1, 2, 3, 4))
+    y = once / (once + 2 * twice) if once and twice else 0.5
+    if not modified or not (once and twice and thrice and four):
+        return [y] * 3
+    estimates = [1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice]
+    return [estimate if 0 < estimate < i else y for i, estimate in enumerate(estimates, start=1)]
+
+
+def mix(first: Tensor, second: Tensor, weight: float) -> float:
+    """The loss (nats a token) of weight * first + (1 - weight) * second, two models' probabilities of the targets."""
+    return -(weight * first + (1 - weight) * second).log().mean().item()

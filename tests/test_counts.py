@@ -1,0 +1,129 @@
+"""Count models: sums, the definition token by token, and nltk as the oracle."""
+
+import math
+from collections import Counter, defaultdict
+
+import pytest
+import torch
+from nltk.lm import KneserNeyInterpolated
+
+import helpers
+
+
+def some_text(number=12, vocab_size=7, seed=0):
+    """Sequences of 2 to 20 tokens in which some pairs are much more frequent than others."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 21, (number,), generator=generator).tolist()
+    shares = torch.rand(vocab_size, generator=generator) ** 3
+    return [torch.multinomial(shares, n, replacement=True, generator=generator) for n in lengths]
+
+
+def all_contexts(order, vocab_size):
+    """Every context of order - 1 ids, BLANK among them."""
+    ids = torch.arange(vocab_size + 1)
+    return torch.cartesian_prod(*[ids] * (order - 1)).reshape(-1, order - 1) if order > 1 else torch.zeros(1, 0).long()
+
+
+def test_windows_hold_each_target_once_with_what_came_before():
+    sequences = [torch.tensor([1, 2, 3]), torch.tensor([4]), torch.tensor([5, 6])]
+    assert helpers.target_windows(sequences, 2, 9).tolist() == [[9, 1, 2], [1, 2, 3], [9, 5, 6]]
+    assert helpers.target_windows(sequences, 0, 9).tolist() == [[2], [3], [6]]
+    with pytest.raises(ValueError, match="no sequence has two tokens"):
+        helpers.target_windows([torch.tensor([4])], 2, 9)
+
+
+@pytest.mark.parametrize("modified", [True, False])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_probabilities_sum_to_one_after_any_context(order, modified):
+    model = helpers.KneserNey(some_text(), 7, order, modified=modified)
+    contexts = all_contexts(order, 7)
+    every = model.probability(contexts.repeat_interleave(7, 0), torch.arange(7).repeat(len(contexts))).view(-1, 7)
+    assert (every > 0).all()
+    torch.testing.assert_close(every.sum(1), torch.ones(len(contexts), dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_against_nltk(order):
+    """nltk knows one discount for all levels, none at the lowest: the same numbers, to rounding."""
+    sequences, discount = some_text(), 0.1
+    model = helpers.KneserNey(sequences, 7, order, discounts=[[0.0] * 3] + [[discount] * 3] * (order - 1))
+    windows = helpers.target_windows(sequences, order - 1, 7).tolist()
+    oracle = KneserNeyInterpolated(order, discount=discount)
+    grams = [tuple(str(token) for token in window[-n:]) for window in windows for n in range(1, order + 1)]
+    oracle.fit([grams], vocabulary_text=[str(token) for token in range(8)])
+    seen = {window[-1] for window in windows}
+    for context in all_contexts(order, 7).tolist():
+        for target in seen:
+            ours = model.probability(torch.tensor([context]), torch.tensor([target])).item()
+            theirs = oracle.score(str(target), [str(token) for token in context])
+            assert ours == pytest.approx(theirs, abs=1e-12), (context, target)
+
+
+def literal_kneser_ney(sequences, vocab_size, order, discounts):
+    """The oracle of the modified form: dictionaries and the formula, one probability at a time."""
+    windows = [tuple(window) for window in helpers.target_windows(sequences, order - 1, vocab_size).tolist()]
+    counts = [Counter() for _ in range(order)]
+    counts[order - 1].update(windows)
+    for m in reversed(range(order - 1)):
+        counts[m].update(gram[1:] for gram in counts[m + 1])  # how many different longer n-grams end so
+    after = [defaultdict(list) for _ in range(order)]
+    for m in range(order):
+        for gram, count in counts[m].items():
+            after[m][gram[:-1]].append(count)
+
+    def probability(context, target, m):
+        if m < 0:
+            return 1 / vocab_size
+        lower = probability(context[1:], target, m - 1)
+        following = after[m][context]
+        if not following:
+            return lower
+        taken = [min(discounts[m][min(count, 3) - 1], count) for count in following]
+        count = counts[m][(*context, target)]
+        kept = count - min(discounts[m][min(count, 3) - 1], count) if count else 0
+        return (kept + sum(taken) * lower) / sum(following)
+
+    return lambda context, target: probability(tuple(context), target, order - 1)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_against_the_definition(order):
+    sequences = some_text(number=30)
+    model = helpers.KneserNey(sequences, 7, order)
+    literal = literal_kneser_ney(sequences, 7, order, [level["discounts"].tolist() for level in model.levels])
+    for context in all_contexts(order, 7).tolist()[::3]:
+        for target in range(7):
+            ours = model.probability(torch.tensor([context]).reshape(1, -1), torch.tensor([target])).item()
+            assert ours == pytest.approx(literal(context, target), abs=1e-12)
+
+
+def test_discounts_follow_the_counts_of_counts():
+    """A text whose pairs occur once, twice, three and four times as often as the formula is worked out for by hand."""
+    repeats = [1] * 8 + [2] * 4 + [3] * 2 + [4]  # n1 = 8, n2 = 4, n3 = 2, n4 = 1: Y = 8 / 16
+    sequences = [torch.tensor([2 * i, 2 * i + 1]) for i, number in enumerate(repeats) for _ in range(number)]
+    model = helpers.KneserNey(sequences, 30, 2)
+    assert model.levels[1]["discounts"].tolist() == [1 - 2 * 0.5 * 4 / 8, 2 - 3 * 0.5 * 2 / 4, 3 - 4 * 0.5 * 1 / 2]
+    assert helpers.KneserNey(sequences, 30, 2, modified=False).levels[1]["discounts"].tolist() == [0.5] * 3
+
+
+def test_more_context_helps_on_3seqs_down_to_its_floor(tokenizer):
+    """Counted from the text itself, the loss comes near the exact floor of that context and never under it."""
+    sequences, ids = helpers.compact_vocabulary(helpers.read_sequences("3seqs.txt", tokenizer, 32))
+    for k in (1, 2, 3):
+        loss, floor = helpers.KneserNey(sequences, len(ids), k + 1).loss(sequences), helpers.loss_floor(sequences, k)
+        assert floor - 1e-9 <= loss < floor + 0.15
+
+
+def test_a_mixture_lies_between_and_may_beat_both():
+    one, two = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.9])
+    assert helpers.mix(one, two, 1) == pytest.approx(-(math.log(0.9) + math.log(0.1)) / 2)
+    assert helpers.mix(one, two, 0.5) == pytest.approx(-math.log(0.5)) and helpers.mix(one, two, 0.5) < helpers.mix(
+        one, two, 1
+    )
+
+
+def test_wrong_orders_and_contexts_say_so():
+    with pytest.raises(ValueError, match="order is 0"):
+        helpers.KneserNey(some_text(), 7, 0)
+    with pytest.raises(ValueError, match="order 3 needs 2"):
+        helpers.KneserNey(some_text(), 7, 3).probability(torch.tensor([[1]]), torch.tensor([1]))
