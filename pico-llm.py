@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 
 import helpers
 
@@ -79,14 +79,20 @@ def build_parser() -> Parser:
     models.add_argument(
         "--models",
         nargs="+",
-        choices=["lstm", "kgram"],
+        choices=["lstm", "kgram", "transformer"],
         default=["lstm", "kgram"],
         help="which to train, one after the other (default: lstm kgram)",
     )
     models.add_argument(
-        "--embed_size", type=size, default=64, metavar="E", help="width of an embedding (default: %(default)s)"
+        "--embed_size",
+        type=size,
+        default=64,
+        metavar="E",
+        help="width of an embedding, and of the Transformer throughout (default: %(default)s)",
     )
-    models.add_argument("--hidden_size", type=size, metavar="H", help="width of the hidden layers (default: E)")
+    models.add_argument(
+        "--hidden_size", type=size, metavar="H", help="width of the k-gram's and the LSTM's hidden layers (default: E)"
+    )
     models.add_argument(
         "--kgram_k", type=number(int, 1, 1000), default=3, metavar="K", help="tokens of context (default: %(default)s)"
     )
@@ -99,6 +105,32 @@ def build_parser() -> Parser:
         default=1,
         metavar="L",
         help="inner layers of the k-gram's net (default: %(default)s)",
+    )
+    models.add_argument(
+        "--n_heads",
+        type=number(int, 1, 1000),
+        default=4,
+        metavar="N",
+        help="attention heads of the Transformer; E must be a multiple of 2 N (default: %(default)s)",
+    )
+    models.add_argument(
+        "--n_blocks",
+        type=number(int, 1, 1000),
+        default=2,
+        metavar="N",
+        help="blocks of the Transformer (default: %(default)s)",
+    )
+    models.add_argument(
+        "--norm",
+        choices=["pre", "post"],
+        default="pre",
+        help="RMSNorm before or after each part (default: %(default)s)",
+    )
+    models.add_argument(
+        "--positions",
+        choices=["rotary", "learned", "none"],
+        default="rotary",
+        help="how the Transformer knows positions (default: %(default)s)",
     )
 
     training = parser.add_argument_group("training")
@@ -199,6 +231,11 @@ def build_model(name: str, args: argparse.Namespace) -> helpers.SequenceModel:
     hidden_size = args.hidden_size or args.embed_size
     if name == "lstm":
         return helpers.LSTMSeqModel(helpers.VOCAB_SIZE, args.embed_size, hidden_size)
+    if name == "transformer":
+        # learned positions must reach as far as training and samples do; a prompt of 1,000 tokens more is allowed for
+        longest = args.block_size + args.max_new_tokens + 1000
+        options = {"norm": args.norm, "positions": args.positions, "max_length": longest}
+        return helpers.TransformerModel(helpers.VOCAB_SIZE, args.embed_size, args.n_heads, args.n_blocks, **options)
     net = helpers.EmbeddingMLP(
         helpers.VOCAB_SIZE, args.kgram_k, args.embed_size, hidden_size, args.num_inner_mlp_layers
     )
@@ -261,7 +298,7 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
     )
     if args.output_dir:
         frame.to_csv(args.output_dir / f"{name}.csv", index=False)
-        save_file(model.state_dict(), args.output_dir / f"{name}.safetensors")
+        save_model(model, str(args.output_dir / f"{name}.safetensors"))
         print(f"saved {name}.csv and {name}.safetensors in {args.output_dir}")
 
 

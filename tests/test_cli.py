@@ -9,8 +9,9 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from oracles import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
 NOTES = (
     "python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_size 32 --max_steps_per_epoch 1 "
@@ -62,6 +63,7 @@ def test_the_command_of_the_notes():
         "--tinystories_weight 0.5",
         "--block_size 20",
         "--models lstm",
+        "--models transformer",
         "--embed_size 9",
         "--hidden_size 9",
         "--kgram_k 2",
@@ -82,6 +84,14 @@ def test_the_command_of_the_notes():
 )
 def test_each_option_changes_what_is_printed(run, option):  # TRAPS 26
     assert run() == run() != run(option)
+
+
+@pytest.mark.parametrize(
+    "option", ["--n_heads 2", "--n_blocks 1", "--norm post", "--positions none", "--positions learned"]
+)
+def test_each_option_of_the_transformer_changes_what_is_printed(run, option):  # TRAPS 26
+    usual = "--models transformer --learning_rate 0.01 --max_steps_per_epoch 4"
+    assert run(usual) != run(f"{usual} {option}")
 
 
 def test_input_files_and_stories_change_the_text(run, tmp_path):  # TRAPS 26
@@ -127,6 +137,16 @@ def test_output_dir_keeps_losses_and_weights(run, tmp_path):  # TRAPS 24, 26
     assert load_file(folder / "kgram.safetensors")["net.embedding.weight"].shape == (50_257, 8)
 
 
+def test_tied_weights_are_saved_once_and_come_back(pico_llm, run, tmp_path):  # TRAPS 24
+    run(f"--models transformer --output_dir {tmp_path}")
+    args = pico_llm.build_parser().parse_args(["--embed_size", "8"])
+    model = pico_llm.build_model("transformer", args)
+    before = model.embedding.weight.clone()
+    load_model(model, tmp_path / "transformer.safetensors")
+    assert model.head.weight is model.embedding.weight and not torch.equal(before, model.embedding.weight)
+    assert len(load_file(tmp_path / "transformer.safetensors")) == len(dict(model.named_parameters()))
+
+
 def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
     pico_llm.main(shlex.split(QUICK) + ["--device_id", "cuda:7"])
     captured = capsys.readouterr()
@@ -146,6 +166,8 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--learning_rate inf", "--learning_rate: inf is out of range"),
         ("--embed_size -3", "--embed_size"),
         ("--models transformer2", "--models"),
+        ("--models transformer --n_heads 3", "d_model is 8, n_heads 3"),
+        ("--norm layer", "--norm: invalid choice"),
         ("--no_such_option", "--no_such_option"),
         ("--device_id gpu9", "gpu9"),
         ("--input_files absent.txt", "absent.txt"),
