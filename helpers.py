@@ -1,4 +1,4 @@
-"""Shared code of the pico-llm workbook: models, loss, training, sampling, records and figures.
+"""Shared code of the pico-llm workbook: models, loss, training and sampling.
 
 One alphabet for shapes: T time, B batch, N = T*B rows, K context length (`k`), V vocabulary, E embedding,
 H hidden. Token tensors are time first, (T, B); logits are (T, B, V); `logits[t]` predicts token t+1 from the
@@ -6,20 +6,21 @@ tokens up to and including t. BLANK, the id V, stands for "no token": history be
 and padding after its end. It embeds to zeros and is never a target.
 
 Contents
-    1. Reproducibility and device   set_up, describe_machine, peak_memory
-    2. Data                         from data/text.py: load_tokenizer, CompactTokenizer, compact_vocabulary,
-                                    encode_texts, read_sequences, load_stories, write_3seqs, find_data,
-                                    data_hash; here: split_sequences, pad_batch, make_batches
+    1. Reproducibility and device   set_up
+    2. Data                         split_sequences, pad_batch, make_batches
     3. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
                                     KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, RMSNorm, rotate,
                                     TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
-    4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate, loss_floor; from
-                                    data/counts.py: KneserNey, mix, target_windows
-    5. Training and comparison      train, compare, summarise, intervals, verdict
-    6. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate, nearest_tokens,
-                                    annotate
-    7. Records and figures          from data/records.py: save_run, load_runs; from figures/draw.py: set_style,
-                                    plot_loss_curves, plot_throughput, save_figure
+    4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate
+    5. Training and comparison      compare, train, rate_factor
+    6. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate
+
+Handed on
+    data/text.py                    load_tokenizer, CompactTokenizer, compact_vocabulary, encode_texts, read_sequences,
+                                    load_stories, write_3seqs, find_data, data_hash, nearest_tokens, annotate
+    data/counts.py                  loss_floor, KneserNey, mix, target_windows
+    data/records.py                 describe_machine, peak_memory, summarise, intervals, verdict, save_run, load_runs
+    figures/draw.py                 set_style, plot_loss_curves, plot_throughput, save_figure
 """
 
 from __future__ import annotations
@@ -28,38 +29,33 @@ import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large memory pages for PyTorch; read at its first allocation
 
-import codecs
-import ctypes
-import importlib.metadata
 import itertools
 import math
-import platform
 import random
-import re
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
-from data.counts import KneserNey, mix, target_windows
-from data.records import load_runs, save_run
+from data.counts import KneserNey, loss_floor, mix, target_windows
+from data.records import describe_machine, intervals, load_runs, peak_memory, save_run, summarise, verdict
 from data.text import (
     VOCAB_SIZE,
     CompactTokenizer,
+    annotate,
     compact_vocabulary,
     data_hash,
     encode_texts,
     find_data,
     load_stories,
     load_tokenizer,
+    nearest_tokens,
     read_sequences,
     write_3seqs,
 )
@@ -74,7 +70,7 @@ __all__ = [
     "LSTMSeqModel", "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "count_parameters",
     "check_gradient_flow",
     "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor",
-    "KneserNey", "mix", "target_windows", "train", "compare", "summarise", "intervals", "verdict",
+    "KneserNey", "mix", "target_windows", "train", "compare", "rate_factor", "summarise", "intervals", "verdict",
     "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
     "save_run", "load_runs", "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
 ]
@@ -110,51 +106,11 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> t
     return chosen
 
 
-def describe_machine(device: torch.device | str = "cpu") -> dict:
-    """Device, processor, threads and versions, for a run row."""
-    cpu_info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.exists() else []
-    on_gpu = torch.device(device).type == "cuda"
-    return {
-        "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if on_gpu else [*names, platform.machine()][0],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-    }
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
-    """Peak memory in bytes that `function()` takes above what was held before it.
-
-    CUDA: PyTorch's allocator. CPU on Linux: the process's resident set (VmHWM after a reset). NaN where
-    neither can be read.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        return float(torch.cuda.max_memory_allocated(device) - before)
-
-    def resident(field: str) -> int:
-        return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # or freed memory that the process still holds would hide a peak
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM; see Linux's proc(5)
-        before = resident("VmRSS")
-    except (OSError, AttributeError, TypeError):  # not Linux with glibc
-        before = math.nan
-    function()
-    return before if math.isnan(before) else float(max(resident("VmHWM") - before, 0))
 
 
 # ==== 2. Data =========================================================================================
@@ -599,16 +555,20 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, weight, bias, row, target, share, chunk_rows, with_gradient):
         row_share = share.new_zeros(len(rows)).index_add_(0, row, share)  # (R,)
+        device = rows.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        products = (rows.to(narrow), weight.to(narrow), bias.to(narrow)) if narrow else (rows, weight, bias)
         edges = torch.arange(0, len(rows) + chunk_rows, chunk_rows, device=row.device)
         edges = torch.searchsorted(row, edges).tolist()  # pairs are sorted by row
         loss = share.new_zeros(())
         if with_gradient:
-            grads = torch.empty_like(rows), torch.empty_like(weight), torch.zeros_like(bias)
+            empty = torch.zeros_like if narrow else torch.empty_like
+            grads = torch.empty_like(rows), empty(weight), torch.zeros_like(bias)
         for number, begin in enumerate(range(0, len(rows), chunk_rows)):
             chunk = slice(begin, begin + chunk_rows)
             pairs = slice(edges[number], edges[number + 1])
             place = row[pairs] - begin, target[pairs]
-            logits = _head_logits(rows[chunk], weight, bias)  # (C, V), C <= chunk_rows
+            logits = _head_logits(products[0][chunk], *products[1:]).to(share.dtype)  # (C, V), C <= chunk_rows
             peak = logits.amax(1, keepdim=True)
             loss -= share[pairs] @ logits[place]
             scores = logits.sub_(peak).exp_()
@@ -617,9 +577,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
             if with_gradient:  # d loss / d logits = row share * softmax - pair share at the targets
                 scores *= row_share[chunk, None] / total
                 scores[place] -= share[pairs]
+                grads[2].add_(scores.sum(0))
+                if narrow:  # only the products are narrow; softmax and sums stay in float32
+                    scores = scores.to(narrow)
+                    grads[0][chunk] = scores @ products[1]
+                    grads[1].add_(scores.t() @ products[0][chunk])
+                    continue
                 torch.mm(scores, weight, out=grads[0][chunk])
                 grads[1].addmm_(scores.t(), rows[chunk], beta=min(number, 1))  # the first chunk overwrites
-                grads[2].add_(scores.sum(0))
         ctx.grads = grads if with_gradient else None
         return loss
 
@@ -664,7 +629,7 @@ def next_token_loss(model: SequenceModel, tokens: Tensor) -> Tensor:
     pairs, count = torch.unique(pairs, return_counts=True)  # sorted by row, then target
     row, target = pairs // model.vocab_size, pairs % model.vocab_size
     used, row = torch.unique_consecutive(row, return_inverse=True)  # rows of padding never reach the head
-    return head_cross_entropy(rows[used], model.head, row, target, count.to(rows.dtype) / count.sum())
+    return head_cross_entropy(rows[used], model.head, row, target, count.to(model.head.weight.dtype) / count.sum())
 
 
 def count_targets(tokens: Tensor, blank: int = BLANK) -> int:
@@ -691,21 +656,6 @@ def evaluate(model: SequenceModel, batches: Iterable[Tensor]) -> dict[str, float
     if not count:
         raise ValueError("the batches hold no target; expected sequences of two tokens or more")
     return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count}
-
-
-def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
-    """The lowest mean loss (nats a token) of any model that sees the last k tokens (None: all before).
-
-    It is the conditional entropy of the next token in these very sequences, found by counting.
-    """
-    contexts, pairs = Counter(), Counter()
-    for sequence in (sequence.tolist() for sequence in sequences):
-        for t, target in enumerate(sequence[1:], start=1):
-            context = tuple(sequence[0 if k is None else max(0, t - k) : t])
-            contexts[context] += 1
-            pairs[context, target] += 1
-    surprise = sum(n * math.log(contexts[context] / n) for (context, _), n in pairs.items())
-    return surprise / contexts.total()
 
 
 # ==== 5. Training and comparison ======================================================================
@@ -769,76 +719,173 @@ def compare(
     return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
 
 
-def _training_step(model, tokens, optimizer, loss_fn) -> tuple[float, float]:
+def _training_step(model, tokens, optimizer, loss_fn, clip=None, bfloat16=False) -> tuple[float, float]:
     """One update; the loss before it, and the seconds it took."""
     _synchronize(tokens.device)
     begin = time.perf_counter()
     optimizer.zero_grad()
-    loss = loss_fn(model, tokens)
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
+        loss = loss_fn(model, tokens)
     loss.backward()
     if math.isfinite(value := loss.item()):  # else the weights stay as they were
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
     _synchronize(tokens.device)
     return value, time.perf_counter() - begin
 
 
-def train(model: SequenceModel, batches: Iterable[Tensor], *, name: str = "model", **options) -> pd.DataFrame:
-    """Train one model; a step row each step. Options, rows and errors are those of `compare`."""
-    return compare({name: model}, batches, **options)
+def rate_factor(progress: float, warm_up: float, schedule: str) -> float:
+    """What the learning rate is multiplied by: up in a line over the share `warm_up` of the training, then constant
+    or down in half a cosine to a tenth (Loshchilov & Hutter 2017). `progress` runs from 0 to 1."""
+    if progress < warm_up:
+        return max(progress / warm_up, 0.01)
+    if schedule == "constant":
+        return 1.0
+    return 0.55 + 0.45 * math.cos(math.pi * (progress - warm_up) / (1 - warm_up))
 
 
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Step rows -> one run row for each run, model and seed.
+class _Training:
+    """One model's training: optimiser, budgets, rows, its place in the data, and the file that keeps them all."""
 
-    mean_loss, final_loss (nats); tokens and wall_s of all steps; tokens_per_s is the median over the timed
-    steps (warm-up left out), with its quartiles in tokens_per_s_q1 and _q3; timed_steps says how many.
+    def __init__(self, model, batches, optimizer, limits: dict[str, float], path: str | Path | None):
+        self.model, self.batches, self.optimizer, self.limits = model, batches, optimizer, limits
+        self.path = Path(path) if path else None
+        self.counts = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
+        self.rows: list[dict] = []
+        self.best_weights: dict[str, Tensor] | None = None
+        self.generator = getattr(batches, "generator", None)  # of the data order
+        self.order = self.generator.get_state() if self.generator else None  # as it was when this epoch began
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, by the budget that is nearest to its end."""
+        return max(self.counts[key] / limit for key, limit in self.limits.items())
+
+    def stream(self, max_steps_per_epoch: int | None) -> Iterator[Tensor]:
+        """Batches without end, from where the training stands in the data."""
+        while True:
+            if self.generator:
+                self.generator.set_state(self.order)
+            for tokens in itertools.islice(self.batches, self.counts["batch"], max_steps_per_epoch):
+                self.counts["batch"] += 1
+                yield tokens
+            if not self.counts["batch"]:
+                done = f"only {self.counts['step']} steps"
+                raise ValueError(f"{done}: batches must be a DataLoader or a list, to be gone through again")
+            self.counts["batch"] = 0
+            self.order = self.generator.get_state() if self.generator else None
+
+    def record(self, row: dict) -> None:
+        self.counts["step"] += 1
+        self.counts["tokens"] += row["tokens"]
+        self.counts["elapsed_s"] += row["step_s"]
+        self.rows.append(row | {"step": self.counts["step"], "elapsed_s": self.counts["elapsed_s"]})
+
+    def validate(self, batches: Iterable[Tensor]) -> None:
+        """The validation loss into the last row; the weights are kept where it is the best so far."""
+        loss = self.rows[-1]["validation_loss"] = evaluate(self.model, batches)["loss"]
+        if loss < self.counts["best"]:
+            self.counts["best"] = loss
+            self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def save(self) -> None:
+        """All that the next step depends on, in one file that is never half written."""
+        if self.path:
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "counts": self.counts}
+            state |= {"order": self.order, "best_weights": self.best_weights, "rows": self.rows}
+            partial = self.path.with_suffix(".partial")
+            torch.save(state, partial)
+            partial.replace(self.path)
+
+    def load(self) -> None:
+        state = torch.load(self.path, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counts, self.rows, self.best_weights = state["counts"], state["rows"], state["best_weights"]
+        self.order = state["order"].cpu() if state["order"] is not None else None
+
+
+def train(
+    model: SequenceModel,
+    batches: Iterable[Tensor],
+    *,
+    name: str = "model",
+    steps: int | None = None,
+    budget_seconds: float | None = None,
+    budget_tokens: int | None = None,
+    max_steps_per_epoch: int | None = None,
+    learning_rate: float = 1e-3,
+    schedule: str = "constant",
+    warm_up_share: float = 0.0,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    bfloat16: bool = False,
+    warm_up: int = 2,
+    seed: int = 0,
+    run: str = "train",
+    loss_fn: LossFunction = next_token_loss,
+    validation: Iterable[Tensor] | None = None,
+    validate_every: int = 100,
+    checkpoint: str | Path | None = None,
+    save_every: int = 100,
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train one model with AdamW (Loshchilov & Hutter 2019) until the first of its budgets is used up.
+
+    Budgets: `steps`, `budget_seconds` (of the steps alone) and `budget_tokens` (real targets). They drive the
+    `schedule`: "constant" or "cosine", after a linear warm-up over `warm_up_share` of the training. `clip` bounds
+    the gradient's norm, `weight_decay` acts on matrices, `bfloat16` computes products in that type. Rows are
+    those of `compare`; with `validation` (batches) every `validate_every`-th and the last hold `validation_loss`,
+    and in the end the model has the weights that were best on them. `checkpoint` is a file written every
+    `save_every` steps, at the end and on Ctrl-C, which ends the training with a warning; where it exists the
+    training goes on from there with the losses that it would have had without a stop.
+    ValueError without a budget, where a loss is not finite (the weights stay as they were), or `batches` ends.
     """
-
-    def run_row(steps: pd.DataFrame) -> pd.Series:
-        timed = steps[~steps["warm_up"]]
-        q1, median, q3 = (timed["tokens"] / timed["step_s"]).quantile([0.25, 0.5, 0.75])
-        return pd.Series(
-            {
-                "steps": len(steps),
-                "tokens": steps["tokens"].sum(),
-                "mean_loss": steps["loss"].mean(),
-                "final_loss": steps["loss"].iloc[-1],
-                "wall_s": steps["step_s"].sum(),
-                "timed_steps": len(timed),
-                "tokens_per_s": median,
-                "tokens_per_s_q1": q1,
-                "tokens_per_s_q3": q3,
-            },
-            dtype=object,
-        )
-
-    groups = frame.groupby(["run", "model", "seed"], sort=False)[["tokens", "loss", "step_s", "warm_up"]]
-    return groups.apply(run_row).infer_objects().reset_index()
-
-
-def intervals(frame: pd.DataFrame, column: str, by: str = "model", level: float = 0.95) -> pd.DataFrame:
-    """n, mean and Student-t interval (low, high) of `column` for each value of `by`, over its rows.
-
-    One row alone has no spread: its interval is the whole line.
-    """
-    groups = frame.groupby(by, sort=False)[column]
-    table = groups.agg(n="count", mean="mean", std="std")
-    freedom = (table["n"] - 1).clip(lower=1)
-    half = stdtrit(freedom, (1 + level) / 2) * table.pop("std") / table["n"] ** 0.5
-    half = half.where(table["n"] > 1, math.inf)
-    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
-
-
-def verdict(table: pd.DataFrame, *, higher_is_better: bool) -> str:
-    """The name whose interval lies apart from all others on the better side, else "no difference: …".
-
-    `table` is what `intervals` returns.
-    """
-    sign = 1 if higher_is_better else -1
-    best = (sign * table["mean"]).idxmax()
-    low, high = table.loc[best, ["low", "high"]]
-    level = table.index[(table["low"] <= high) & (table["high"] >= low)]
-    return best if len(level) == 1 else "no difference: " + ", ".join(level)
+    limits = {"step": steps, "elapsed_s": budget_seconds, "tokens": budget_tokens}
+    limits = {key: limit for key, limit in limits.items() if limit is not None}
+    if not limits or min(limits.values()) <= 0 or schedule not in ("constant", "cosine"):
+        came = f"budgets are {limits}, schedule {schedule!r}"
+        raise ValueError(f"{came}; expected steps, seconds or tokens above 0, and 'constant' or 'cosine'")
+    groups = [
+        {"params": [weight for weight in model.parameters() if weight.ndim > 1], "weight_decay": weight_decay},
+        {"params": [weight for weight in model.parameters() if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, learning_rate, fused=True)
+    training = _Training(model, batches, optimizer, limits, checkpoint)
+    if training.path and training.path.exists():
+        training.load()
+    hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+    style = {"leave": False, "disable": hidden, "bar_format": "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"}
+    with tqdm(total=1.0, desc=run, **style) as bar:
+        try:
+            stream = training.stream(max_steps_per_epoch)
+            while training.progress < 1:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * rate_factor(training.progress, warm_up_share, schedule)
+                batch = next(stream).to(model.device)
+                loss, step_s = _training_step(model.train(), batch, optimizer, loss_fn, clip, bfloat16)
+                step = training.counts["step"] + 1
+                if not math.isfinite(loss):
+                    raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
+                row = {"run": run, "model": name, "seed": seed, "step": step}
+                row |= {"tokens": count_targets(batch, model.blank), "loss": loss, "step_s": step_s, "elapsed_s": 0.0}
+                training.record(row | {"warm_up": step <= warm_up})
+                if validation is not None and (training.progress >= 1 or step % validate_every == 0):
+                    training.validate(validation)
+                if step % save_every == 0:
+                    training.save()
+                bar.set_postfix_str(f"loss {loss:.3f}, {row['tokens'] / step_s:,.0f} tokens/s", refresh=False)
+                bar.update(min(1.0, training.progress) - bar.n)
+                if on_step:
+                    on_step(training.rows[-1])
+        except KeyboardInterrupt:
+            warnings.warn(f"{name}: stopped after step {training.counts['step']}; that much is kept", stacklevel=2)
+    training.save()
+    if training.best_weights is not None:
+        model.load_state_dict(training.best_weights)
+    return pd.DataFrame(training.rows)
 
 
 # ==== 6. Sampling =====================================================================================
@@ -998,44 +1045,3 @@ def generate(
     text = tokenizer.decode(ids + new)
     end = text.find(stop, len(prompt)) if stop else -1
     return text if end < 0 else text[:end]
-
-
-def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
-    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
-
-    `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
-    """
-    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
-    if table not in tables:
-        raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
-    rows = nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
-    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
-    cosine = rows[tokens] @ rows.t()  # (N, V)
-    cosine.scatter_(1, tokens[:, None], -math.inf)
-    return cosine.topk(min(count, len(rows) - 1)).indices
-
-
-def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
-    """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
-
-    Tokens that only together make up a character are written as that character, with the neighbours of each
-    after it. A neighbour that is part of a character is shown as bytes.
-    """
-
-    def name(token: int) -> str:
-        raw = tokenizer.decode_single_token_bytes(token)
-        try:
-            return repr(raw.decode())
-        except UnicodeDecodeError:
-            return repr(raw)
-
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text, lists = "", []
-    for position, near in enumerate(nearest_tokens(model, tokens, count, table).tolist()):
-        text += decoder.decode(tokenizer.decode_single_token_bytes(tokens[position]), position == len(tokens) - 1)
-        lists.append(", ".join(map(name, near)))
-        if not decoder.getstate()[0]:  # no character is left half-read
-            text += f"[NN={' | '.join(lists)}]"
-            lists = []
-    return text

@@ -5,10 +5,27 @@ helpers.py hands all of this on; import it from there.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+
+def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
+    """The lowest mean loss (nats a token) of any model that sees the last k tokens (None: all before).
+
+    It is the conditional entropy of the next token in these very sequences, found by counting.
+    """
+    contexts, pairs = Counter(), Counter()
+    for sequence in (sequence.tolist() for sequence in sequences):
+        for t, target in enumerate(sequence[1:], start=1):
+            context = tuple(sequence[0 if k is None else max(0, t - k) : t])
+            contexts[context] += 1
+            pairs[context, target] += 1
+    surprise = sum(n * math.log(contexts[context] / n) for (context, _), n in pairs.items())
+    return surprise / contexts.total()
 
 
 def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor:

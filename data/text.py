@@ -1,15 +1,17 @@
-"""Where the workbook's tokens come from: GPT-2's tokenizer, files of one sequence a line, and stories.
+"""From text to tokens and back: GPT-2's tokenizer, files of one sequence a line, stories, annotated text.
 
 helpers.py hands all of this on; import it from there.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +21,7 @@ import tiktoken
 import torch
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
-from torch import Tensor
+from torch import Tensor, nn
 
 FOLDER = Path(__file__).resolve().parent
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
@@ -208,3 +210,44 @@ class CompactTokenizer:
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         return self.tokenizer.decode_single_token_bytes(self.ids[token])
+
+
+def nearest_tokens(model: nn.Module, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
+    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
+
+    `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
+    """
+    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
+    if table not in tables:
+        raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
+    rows = nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
+    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
+    cosine = rows[tokens] @ rows.t()  # (N, V)
+    cosine.scatter_(1, tokens[:, None], -math.inf)
+    return cosine.topk(min(count, len(rows) - 1)).indices
+
+
+def annotate(model: nn.Module, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
+    """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
+
+    Tokens that only together make up a character are written as that character, with the neighbours of each
+    after it. A neighbour that is part of a character is shown as bytes.
+    """
+
+    def name(token: int) -> str:
+        raw = tokenizer.decode_single_token_bytes(token)
+        try:
+            return repr(raw.decode())
+        except UnicodeDecodeError:
+            return repr(raw)
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, lists = "", []
+    for position, near in enumerate(nearest_tokens(model, tokens, count, table).tolist()):
+        text += decoder.decode(tokenizer.decode_single_token_bytes(tokens[position]), position == len(tokens) - 1)
+        lists.append(", ".join(map(name, near)))
+        if not decoder.getstate()[0]:  # no character is left half-read
+            text += f"[NN={' | '.join(lists)}]"
+            lists = []
+    return text

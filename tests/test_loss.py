@@ -157,3 +157,16 @@ def test_trained_models_reach_their_floor_and_never_pass_it(designs, small_3seqs
         helpers.train(model, batches, steps=steps, learning_rate=rate, progress=False)
     loss = helpers.evaluate(model, batches)["loss"]
     assert floor - 1e-6 <= loss <= floor + 0.01  # 1e-6: float32
+
+
+def test_bfloat16_changes_the_head_by_its_rounding_and_no_more():
+    model, tokens = lstm(vocab_size=300, hidden_size=32, embed_size=16), random_tokens(12, 8, vocab_size=300)
+    wide = helpers.next_token_loss(model, tokens)
+    wide.backward()
+    gradient = model.head.weight.grad.clone()
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = helpers.next_token_loss(model, tokens)
+    narrow.backward()
+    assert narrow.dtype == torch.float32 and 0 < abs(narrow.item() - wide.item()) < wide.item() / 256  # its 8 bits
+    assert (model.head.weight.grad - gradient).norm() < 0.02 * gradient.norm()

@@ -39,6 +39,103 @@ def test_each_option_of_training_changes_the_losses():  # TRAPS 26
     assert losses(lstm(), loss_fn=lambda model, tokens: 2 * helpers.next_token_loss(model, tokens)) != usual
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"schedule": "cosine"},
+        {"warm_up_share": 0.5},
+        {"weight_decay": 1.0},
+        {"clip": 0.01},
+        {"bfloat16": True},
+        {"budget_tokens": 60, "schedule": "cosine"},
+    ],
+    ids=str,
+)
+def test_each_further_option_of_train_changes_the_losses(option):  # TRAPS 26
+    assert losses(lstm(), **option) != losses(lstm())
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine_to_a_tenth():
+    rates = [helpers.rate_factor(share, 0.2, "cosine") for share in (0, 0.1, 0.2, 0.6, 1)]
+    assert rates == pytest.approx([0.01, 0.5, 1, 0.55, 0.1])
+    assert helpers.rate_factor(0.9, 0.2, "constant") == 1
+
+
+def test_budgets_end_a_training(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(helpers.time, "perf_counter", lambda: 0.5 * next(ticks))  # each step takes .5 s
+    train = {"batches": batches_of(), "progress": False}  # 15 targets a batch
+    assert len(helpers.train(lstm(), steps=7, **train)) == 7
+    assert len(helpers.train(lstm(), budget_tokens=60, **train)) == 4
+    assert len(helpers.train(lstm(), budget_tokens=61, **train)) == 5
+    assert len(helpers.train(lstm(), budget_seconds=3, **train)) == 6
+    assert len(helpers.train(lstm(), steps=5, budget_seconds=3, **train)) == 5
+    for wrong in ({}, {"steps": 0}, {"steps": 3, "schedule": "linear"}):
+        with pytest.raises(ValueError, match="expected steps, seconds or tokens above 0"):
+            helpers.train(lstm(), **train, **wrong)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [5, 11, 14])  # before, between and on the saved steps
+@pytest.mark.parametrize("weighted", [False, True])
+def test_after_a_kill_the_losses_are_those_of_an_unbroken_run(tmp_path, stopped_at, weighted):
+    sequences = [random_tokens(8, 1, seed=seed)[:, 0] for seed in range(30)]  # 8 batches an epoch
+
+    def run(checkpoint, on_step=None):
+        weights = [1 + i for i in range(30)] if weighted else None
+        batches = helpers.make_batches(sequences, 4, blank=40, seed=3, weights=weights)
+        options = {"steps": 20, "schedule": "cosine", "warm_up_share": 0.2, "clip": 1.0, "learning_rate": 1e-2}
+        valid = {"validation": batches_of(2), "validate_every": 6, "save_every": 7, "progress": False}
+        model = lstm()
+        frame = helpers.train(model, batches, checkpoint=checkpoint, on_step=on_step, **options, **valid)
+        return frame[["step", "tokens", "loss", "validation_loss"]], model
+
+    def kill(row):
+        if row["step"] == stopped_at:
+            raise Killed
+
+    whole, first = run(None)
+    with pytest.raises(Killed):
+        run(tmp_path / "c.pt", kill)
+    resumed, second = run(tmp_path / "c.pt")
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    again, _ = run(tmp_path / "c.pt")  # a finished training stays finished
+    pd.testing.assert_frame_equal(again, whole, check_exact=True)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+    def interrupt(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    options = {"steps": 20, "progress": False, "checkpoint": tmp_path / "c.pt"}
+    with pytest.warns(UserWarning, match="stopped after step 5"):
+        frame = helpers.train(lstm(), batches_of(), on_step=interrupt, **options)
+    assert len(frame) == 5 and len(helpers.train(lstm(), batches_of(), **options)) == 20
+
+
+def test_a_checkpoint_holds_nothing_that_runs(tmp_path):  # TRAPS 24
+    helpers.train(lstm(), batches_of(), steps=3, progress=False, checkpoint=tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert state["counts"]["step"] == 3 and len(state["rows"]) == 3
+
+
+def test_the_best_weights_come_back():
+    """On random tokens a model learns its batches by heart and grows worse on others: then the best one is kept."""
+    model, validation = lstm(), [random_tokens(6, 3, seed=99)]
+    frame = helpers.train(
+        model, batches_of(), steps=12, learning_rate=0.1, validation=validation, validate_every=2, progress=False
+    )
+    measured = frame["validation_loss"].dropna()
+    assert measured.index.tolist() == [1, 3, 5, 7, 9, 11] and measured.iloc[-1] > measured.min()
+    assert helpers.evaluate(model, validation)["loss"] == pytest.approx(measured.min())
+
+
 def test_each_size_of_a_model_changes_it():  # TRAPS 26
     sizes = {"vocab_size": 40, "k": 3, "embed_size": 6, "hidden_size": 8, "num_layers": 1}
     count = helpers.count_parameters(kgram(EmbeddingMLP, **sizes))["parameters"]
@@ -111,7 +208,7 @@ def test_training_that_cannot_go_on_says_so():
     with pytest.raises(ValueError, match="no model"):
         helpers.compare({}, batches_of(), steps=3)
     for batches in ([], iter(batches_of(2))):
-        with pytest.raises(ValueError, match="of 3 steps"):
+        with pytest.raises(ValueError, match="steps: batches must be"):
             helpers.train(lstm(), batches, steps=3, progress=False)
 
 
