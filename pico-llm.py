@@ -64,8 +64,8 @@ def build_parser() -> Parser:
         "--stories",
         default="builtin",
         metavar="SOURCE",
-        help="builtin, hub (TinyStories through datasets), or a text file with <|endoftext|> between stories; the "
-        "first 2,000, without those kept for validation (default: %(default)s)",
+        help="builtin, small, hub (TinyStories through datasets), or a text file with <|endoftext|> between stories; "
+        "the first 2,000, without those kept for validation (default: %(default)s)",
     )
     text.add_argument(
         "--block_size",

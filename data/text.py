@@ -119,7 +119,8 @@ def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_si
 def load_stories(source: str | Path = "builtin", split: str = "train", limit: int = 2000, seed: int = 0) -> list[str]:
     """Up to `limit` stories. `split` is "train" or "validation"; no story is in both.
 
-    `source`: "builtin" expands data/story_grammar.json, the same for the same seed; "hub" is TinyStories
+    `source`: "builtin" expands data/story_grammar.json and "small" data/story_grammar_small.json (short
+    stories in a few words, learnt in seconds), the same for the same seed; "hub" is TinyStories
     (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>. Of
     the built-in and of local stories one in ten is for validation.
     ConnectionError where the hub cannot be reached, FileNotFoundError for a missing file, ValueError for
@@ -127,8 +128,9 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
-    if source == "builtin":
-        stories = _grammar_stories(seed)
+    grammars = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
+    if source in grammars:
+        stories = _grammar_stories(FOLDER / grammars[source], seed)
     elif source == "hub":
         stories = _hub_stories(split)
     else:
@@ -146,9 +148,9 @@ def load_stories(source: str | Path = "builtin", split: str = "train", limit: in
     return list(chosen)
 
 
-def _grammar_stories(seed: int) -> Iterator[str]:
+def _grammar_stories(path: Path, seed: int) -> Iterator[str]:
     """Endless stories: names in {braces} are drawn once a story, a #rule# anew at each use."""
-    grammar = json.loads((FOLDER / "story_grammar.json").read_text(encoding="utf-8"))
+    grammar = json.loads(path.read_text(encoding="utf-8"))
     rng = random.Random(seed)
     while True:
         cast = {name: rng.choice(options) for name, options in grammar["cast"].items()}

@@ -1,6 +1,8 @@
 """Tokenizer, 3seqs.txt, text files of all kinds, splits and stories."""
 
 import hashlib
+import json
+import re
 
 import pytest
 import torch
@@ -124,12 +126,33 @@ def test_impossible_batches_say_so(arguments):
         helpers.make_batches(*arguments)
 
 
-def test_builtin_stories():
-    stories = helpers.load_stories(limit=300)
-    assert len(set(stories)) == 300 and stories == helpers.load_stories(limit=300)
-    assert stories != helpers.load_stories(limit=300, seed=1)
-    assert not set(stories) & set(helpers.load_stories(split="validation", limit=300))
+@pytest.mark.parametrize("source", ["builtin", "small"])
+def test_builtin_stories(source):
+    stories = helpers.load_stories(source, limit=300)
+    assert len(set(stories)) == 300 and stories == helpers.load_stories(source, limit=300)
+    assert stories != helpers.load_stories(source, limit=300, seed=1)
+    assert not set(stories) & set(helpers.load_stories(source, split="validation", limit=300))
     assert not any(mark in story for story in stories for mark in "{}#")
+
+
+def test_the_rich_grammar_is_rich(tokenizer):
+    grammar = json.loads(helpers.find_data("story_grammar.json").read_text(encoding="utf-8"))
+    assert len(grammar["plots"]) >= 40
+    stories = helpers.load_stories(limit=4000)
+    tokens = [tokenizer.encode(story) for story in stories]
+    assert len({token for story in tokens for token in story}) > 3000
+    assert 150 < sum(map(len, tokens)) / len(tokens) < 300
+    assert sum('"' in story for story in stories) > 0.8 * len(stories)  # they talk
+    names = [option["name"] for option in grammar["cast"]["hero"]]
+    late = [any(name in story[2 * len(story) // 3 :] for name in names if name in story[:300]) for story in stories]
+    assert sum(late) > 0.95 * len(stories)  # the hero of the beginning is there in the end
+
+
+def test_articles_fit_what_follows_them():
+    text = " ".join(helpers.load_stories(limit=1500)).lower()
+    assert not re.findall(r"\ba [aeiou](?!ne\b|nce\b|ni|se|ku)\w+", text)[:5]
+    assert not re.findall(r"\ban [bcdfgjklmnpqrstvwxyz]\w+", text)[:5]
+    assert not re.findall(r"\b(\w+) \1\b", re.sub(r"[^a-z ]", ".", text))[:5]
 
 
 def test_stories_of_a_local_file(tmp_path):
