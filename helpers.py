@@ -800,8 +800,13 @@ class _Training:
 
     def load(self) -> None:
         state = torch.load(self.path, map_location=self.model.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} is of another model; give the sizes it was made with, or delete it"
+            ) from error
         self.counts, self.rows, self.best_weights = state["counts"], state["rows"], state["best_weights"]
         self.order = state["order"].cpu() if state["order"] is not None else None
 
@@ -846,13 +851,10 @@ def train(
     limits = {"step": steps, "elapsed_s": budget_seconds, "tokens": budget_tokens}
     limits = {key: limit for key, limit in limits.items() if limit is not None}
     if not limits or min(limits.values()) <= 0 or schedule not in ("constant", "cosine"):
-        came = f"budgets are {limits}, schedule {schedule!r}"
-        raise ValueError(f"{came}; expected steps, seconds or tokens above 0, and 'constant' or 'cosine'")
-    groups = [
-        {"params": [weight for weight in model.parameters() if weight.ndim > 1], "weight_decay": weight_decay},
-        {"params": [weight for weight in model.parameters() if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, learning_rate, fused=True)
+        raise ValueError(f"{limits}, {schedule!r}; expected steps, seconds or tokens above 0, and constant or cosine")
+    matrices, others = ([w for w in model.parameters() if (w.ndim > 1) is tall] for tall in (True, False))
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, learning_rate, weight_decay=weight_decay, fused=True)
     training = _Training(model, batches, optimizer, limits, checkpoint)
     if training.path and training.path.exists():
         training.load()

@@ -137,6 +137,12 @@ def build_parser() -> Parser:
     training.add_argument(
         "--epochs", type=count, default=3, metavar="N", help="passes over the text (default: %(default)s)"
     )
+    training.add_argument(
+        "--budget_seconds",
+        type=number(float, 0, low_included=False),
+        metavar="S",
+        help="train each model for S seconds of steps instead of --epochs (default: no)",
+    )
     training.add_argument("--max_steps_per_epoch", type=count, metavar="N", help="cut each epoch short (default: no)")
     training.add_argument(
         "--batch_size", type=count, default=32, metavar="B", help="sequences a step (default: %(default)s)"
@@ -146,8 +152,15 @@ def build_parser() -> Parser:
         type=number(float, 0, low_included=False),
         default=1e-3,
         metavar="LR",
-        help="step size of Adam (default: %(default)s)",
+        help="step size of AdamW (default: %(default)s)",
     )
+    training.add_argument(
+        "--schedule",
+        choices=["constant", "cosine"],
+        default="constant",
+        help="cosine: 3 %% of the training in warm-up, then down to a tenth of --learning_rate (default: %(default)s)",
+    )
+    training.add_argument("--bfloat16", action="store_true", help="compute matrix products in bfloat16")
     training.add_argument(
         "--seed",
         type=number(int, 0, 2**63 - 1),
@@ -200,7 +213,10 @@ def build_parser() -> Parser:
         "--output_dir",
         type=Path,
         metavar="DIR",
-        help="save losses (.csv) and weights (.safetensors) here (default: no)",
+        help="save losses (.csv), weights (.safetensors) and checkpoints here (default: no)",
+    )
+    output.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoints in --output_dir, where there are any"
     )
     return parser
 
@@ -279,23 +295,37 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
         loss = sum(row["tokens"] * row["loss"] for row in epoch) / tokens
         timed = [row for row in epoch if not row["warm_up"]] or epoch
         rate = sum(row["tokens"] for row in timed) / sum(row["step_s"] for row in timed)
-        print(
-            f"epoch {row['step'] // steps}/{args.epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s"
-        )
+        epochs = f"/{args.epochs}" if not args.budget_seconds else ""
+        print(f"epoch {row['step'] // steps}{epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s")
         print_samples(model, tokenizer, args, generator)
 
+    checkpoint = args.output_dir / f"{name}.checkpoint.pt" if args.output_dir else None
+    if checkpoint and checkpoint.exists():
+        if args.resume:
+            print(f"goes on from {checkpoint}")
+        else:
+            checkpoint.unlink()  # a new training, which writes its own
     frame = helpers.train(
         model,
         batches,
         name=name,
-        steps=args.epochs * steps,
+        steps=None if args.budget_seconds else args.epochs * steps,
+        budget_seconds=args.budget_seconds,
         max_steps_per_epoch=steps,
         learning_rate=args.learning_rate,
+        schedule=args.schedule,
+        warm_up_share=0.03 if args.schedule == "cosine" else 0.0,
+        bfloat16=args.bfloat16,
+        checkpoint=checkpoint,
         seed=args.seed,
         run="pico-llm",
         on_step=report,
         progress=sys.stderr.isatty(),
     )
+    if args.budget_seconds:
+        print(f"{len(frame)} steps, {frame['tokens'].sum():,} tokens in {frame['step_s'].sum():.1f} s")
+        if len(frame) % steps:  # an epoch was left unfinished, and with it its samples
+            print_samples(model, tokenizer, args, generator)
     if args.output_dir:
         frame.to_csv(args.output_dir / f"{name}.csv", index=False)
         save_model(model, str(args.output_dir / f"{name}.safetensors"))
@@ -306,6 +336,8 @@ def run(args: argparse.Namespace) -> None:
     """Read the text and train each model in turn. ValueError, TypeError, OSError or RuntimeError say what is wrong."""
     if args.output_dir:
         args.output_dir.mkdir(parents=True, exist_ok=True)
+    elif args.resume:
+        raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
     device = helpers.set_up(args.seed, device=args.device_id)
     tokenizer = helpers.load_tokenizer()
     if not tokenizer.encode(args.prompt, allowed_special="all"):

@@ -73,6 +73,8 @@ def test_the_command_of_the_notes():
         "--batch_size 9",
         "--learning_rate 0.01",
         "--seed 1",
+        "--schedule cosine",
+        "--bfloat16",
         "--prompt 1",
         "--max_new_tokens 9",
         "--top_p 0.5",
@@ -132,7 +134,8 @@ def test_chunks_change_the_work_and_not_the_result(pico_llm, run):  # TRAPS 26
 def test_output_dir_keeps_losses_and_weights(run, tmp_path):  # TRAPS 24, 26
     run(f"--output_dir {tmp_path / 'new' / 'folder'}")
     folder = tmp_path / "new" / "folder"
-    assert sorted(path.name for path in folder.iterdir()) == ["kgram.csv", "kgram.safetensors"]
+    names = ["kgram.checkpoint.pt", "kgram.csv", "kgram.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert len(pd.read_csv(folder / "kgram.csv")) == 2
     assert load_file(folder / "kgram.safetensors")["net.embedding.weight"].shape == (50_257, 8)
 
@@ -145,6 +148,22 @@ def test_tied_weights_are_saved_once_and_come_back(pico_llm, run, tmp_path):  # 
     load_model(model, tmp_path / "transformer.safetensors")
     assert model.head.weight is model.embedding.weight and not torch.equal(before, model.embedding.weight)
     assert len(load_file(tmp_path / "transformer.safetensors")) == len(dict(model.named_parameters()))
+
+
+def test_resume_goes_on_where_a_training_stopped(run, tmp_path):
+    whole = re.findall(r"mean loss ([\d.]+)", run("--epochs 4"))
+    run(f"--epochs 2 --output_dir {tmp_path}")
+    resumed = run(f"--epochs 4 --output_dir {tmp_path} --resume")
+    assert "goes on from" in resumed and re.findall(r"mean loss ([\d.]+)", resumed) == whole[2:]
+    assert len(pd.read_csv(tmp_path / "kgram.csv")) == 8
+    assert "goes on from" not in run(f"--epochs 1 --output_dir {tmp_path}")
+
+
+def test_a_budget_in_seconds_ends_the_training(run):
+    printed = run("--budget_seconds 0.5")
+    seconds = float(re.search(r"tokens in ([\d.]+) s", printed).group(1))
+    steps = int(re.search(r"(\d+) steps, [\d,]+ tokens in", printed).group(1))
+    assert seconds >= 0.5 and steps > 2 and "epoch 1:" in printed
 
 
 def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
@@ -181,6 +200,9 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--max_new_tokens -1", "--max_new_tokens: -1 is out of range"),
         ("--stop ''", "--stop: it is empty"),
         ("--seed -1", "--seed"),
+        ("--resume", "--resume needs --output_dir"),
+        ("--budget_seconds 0", "--budget_seconds: 0 is out of range"),
+        ("--schedule linear", "--schedule: invalid choice"),
         ("--epochs 99999999999999999999", "--epochs"),
         ("--embed_size 1000000", "allocate memory"),
         ("--tinystories_weight 0 --input_files", "leaves no text"),
@@ -192,6 +214,14 @@ def test_bad_values_end_with_one_line_and_code_2(pico_llm, capsys, options, says
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and says in error
     assert error.startswith("pico-llm.py: error: ") and error.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_model_says_so(pico_llm, run, capsys, tmp_path):
+    run(f"--output_dir {tmp_path}")
+    with pytest.raises(SystemExit):
+        pico_llm.main(shlex.split(QUICK) + shlex.split(f"--output_dir {tmp_path} --resume --embed_size 10"))
+    error = capsys.readouterr().err
+    assert "kgram.checkpoint.pt is of another model" in error and error.count("\n") == 1
 
 
 def test_binary_input_and_divergence_end_with_one_line(pico_llm, capsys, tmp_path):
