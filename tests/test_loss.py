@@ -163,10 +163,11 @@ def test_bfloat16_changes_the_head_by_its_rounding_and_no_more():
     model, tokens = lstm(vocab_size=300, hidden_size=32, embed_size=16), random_tokens(12, 8, vocab_size=300)
     wide = helpers.next_token_loss(model, tokens)
     wide.backward()
-    gradient = model.head.weight.grad.clone()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         narrow = helpers.next_token_loss(model, tokens)
     narrow.backward()
     assert narrow.dtype == torch.float32 and 0 < abs(narrow.item() - wide.item()) < wide.item() / 256  # its 8 bits
-    assert (model.head.weight.grad - gradient).norm() < 0.02 * gradient.norm()
+    for name, weight in model.named_parameters():
+        assert (weight.grad - gradients[name]).norm() < 0.03 * gradients[name].norm(), name
