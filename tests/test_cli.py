@@ -160,10 +160,10 @@ def test_resume_goes_on_where_a_training_stopped(run, tmp_path):
 
 
 def test_a_budget_in_seconds_ends_the_training(run):
-    printed = run("--budget_seconds 0.5")
+    printed = run("--budget_seconds 0.3 --max_new_tokens 1")
     seconds = float(re.search(r"tokens in ([\d.]+) s", printed).group(1))
     steps = int(re.search(r"(\d+) steps, [\d,]+ tokens in", printed).group(1))
-    assert seconds >= 0.5 and steps > 2 and "epoch 1:" in printed
+    assert seconds >= 0.3 and steps > 2 and "epoch 1:" in printed
 
 
 def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
