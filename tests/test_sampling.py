@@ -70,7 +70,8 @@ def test_the_nucleus_against_brute_force(logits, p):  # TRAPS 16, 17
     elif distance > 1e-12:  # nearer to p than that, float64 rounding decides
         assert kept == sorted(expected)
     else:
-        assert abs(len(kept) - len(expected)) <= 1
+        extra = list(set(kept) ^ set(expected))
+        assert len(extra) <= 1 or logits.double().softmax(0)[extra].sum() < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
