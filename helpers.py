@@ -767,17 +767,16 @@ class _Training:
         while True:
             if self.generator:
                 self.generator.set_state(self.order)
-            for tokens in itertools.islice(self.batches, self.counts["batch"], max_steps_per_epoch):
-                self.counts["batch"] += 1
-                yield tokens
+            yield from itertools.islice(self.batches, self.counts["batch"], max_steps_per_epoch)
             if not self.counts["batch"]:
                 done = f"only {self.counts['step']} steps"
                 raise ValueError(f"{done}: batches must be a DataLoader or a list, to be gone through again")
             self.counts["batch"] = 0
             self.order = self.generator.get_state() if self.generator else None
 
-    def record(self, row: dict) -> None:
+    def record(self, row: dict) -> None:  # only now is the batch used: Ctrl-C amid a step leaves it for later
         self.counts["step"] += 1
+        self.counts["batch"] += 1
         self.counts["tokens"] += row["tokens"]
         self.counts["elapsed_s"] += row["step_s"]
         self.rows.append(row | {"step": self.counts["step"], "elapsed_s": self.counts["elapsed_s"]})
