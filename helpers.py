@@ -6,20 +6,23 @@ tokens up to and including t. BLANK, the id V, stands for "no token": history be
 and padding after its end. It embeds to zeros and is never a target.
 
 Contents
-    1. Reproducibility and device   set_up
-    2. Data                         split_sequences, pad_batch, make_batches
-    3. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
-                                    KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, RMSNorm, rotate,
-                                    TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
-    4. Loss and evaluation          head_cross_entropy, next_token_loss, count_targets, evaluate
-    5. Training and comparison      compare, train, rate_factor
-    6. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate
+    1. Models                       TokenEmbedding, context_windows, SequenceModel, KGramMLPSeqModel, EmbeddingMLP,
+                                    LSTMSeqModel, RMSNorm, rotate, TransformerBlock, TransformerModel,
+                                    check_gradient_flow
+    2. Loss and evaluation          head_cross_entropy, next_token_loss, context_loss, evaluate,
+                                    target_log_probabilities
+    3. Training and comparison      compare, make_optimizers, train, rate_factor
+    4. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate
 
 Handed on
-    data/text.py                    load_tokenizer, CompactTokenizer, compact_vocabulary, encode_texts, read_sequences,
-                                    load_stories, write_3seqs, find_data, data_hash, nearest_tokens, annotate
-    data/counts.py                  loss_floor, KneserNey, mix, target_windows
-    data/records.py                 describe_machine, peak_memory, summarise, intervals, verdict, save_run, load_runs
+    data/text.py                    load_tokenizer, CompactTokenizer, compact_vocabulary, renumber, bits_per_byte,
+                                    encode_texts, cache_folder, read_sequences, load_stories, write_3seqs, find_data,
+                                    data_hash, nearest_tokens, annotate
+    data/batches.py                 split_sequences, pad_batch, make_batches, distinct_contexts, CorpusContexts,
+                                    ContextBatch, count_targets
+    data/counts.py                  loss_floor, KneserNey, mix, mixed_loss, target_windows
+    data/records.py                 set_up, describe_machine, peak_memory, count_parameters, summarise, intervals,
+                                    verdict, save_run, add_to_run, load_runs
     figures/draw.py                 set_style, plot_loss_curves, plot_throughput, save_figure
 """
 
@@ -31,7 +34,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large memory pages for PyT
 
 import itertools
 import math
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,15 +42,37 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm.auto import tqdm
 
-from data.counts import KneserNey, loss_floor, mix, target_windows
-from data.records import describe_machine, intervals, load_runs, peak_memory, save_run, summarise, verdict
+from data.batches import (
+    ContextBatch,
+    CorpusContexts,
+    count_targets,
+    distinct_contexts,
+    make_batches,
+    pad_batch,
+    split_sequences,
+)
+from data.counts import KneserNey, loss_floor, mix, mixed_loss, target_windows
+from data.records import (
+    add_to_run,
+    count_parameters,
+    describe_machine,
+    intervals,
+    load_runs,
+    peak_memory,
+    save_run,
+    set_up,
+    summarise,
+    synchronize,
+    verdict,
+)
 from data.text import (
     VOCAB_SIZE,
     CompactTokenizer,
     annotate,
+    bits_per_byte,
+    cache_folder,
     compact_vocabulary,
     data_hash,
     encode_texts,
@@ -57,6 +81,7 @@ from data.text import (
     load_tokenizer,
     nearest_tokens,
     read_sequences,
+    renumber,
     write_3seqs,
 )
 from figures.draw import COLOURS, DASHES, plot_loss_curves, plot_throughput, save_figure, set_style
@@ -64,122 +89,25 @@ from figures.draw import COLOURS, DASHES, plot_loss_curves, plot_throughput, sav
 # fmt: off
 __all__ = [
     "BLANK", "VOCAB_SIZE", "set_up", "describe_machine", "peak_memory",
-    "load_tokenizer", "CompactTokenizer", "compact_vocabulary", "encode_texts", "read_sequences", "load_stories",
-    "write_3seqs", "find_data", "data_hash", "split_sequences", "pad_batch", "make_batches",
-    "TokenEmbedding", "context_windows", "distinct_contexts", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP",
-    "LSTMSeqModel", "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "count_parameters",
-    "check_gradient_flow",
-    "head_cross_entropy", "next_token_loss", "count_targets", "evaluate", "loss_floor",
-    "KneserNey", "mix", "target_windows", "train", "compare", "rate_factor", "summarise", "intervals", "verdict",
+    "load_tokenizer", "CompactTokenizer", "compact_vocabulary", "renumber", "bits_per_byte", "encode_texts",
+    "cache_folder", "read_sequences", "load_stories", "write_3seqs", "find_data", "data_hash",
+    "split_sequences", "pad_batch", "make_batches", "distinct_contexts", "CorpusContexts", "ContextBatch",
+    "count_targets",
+    "TokenEmbedding", "context_windows", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP", "LSTMSeqModel",
+    "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "count_parameters", "check_gradient_flow",
+    "head_cross_entropy", "next_token_loss", "context_loss", "evaluate", "target_log_probabilities", "loss_floor",
+    "KneserNey", "mix", "mixed_loss", "target_windows", "train", "compare", "make_optimizers", "rate_factor",
+    "summarise", "intervals", "verdict",
     "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
-    "save_run", "load_runs", "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
+    "save_run", "add_to_run", "load_runs",
+    "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
 ]
 # fmt: on
 
 BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
 
 
-# ==== 1. Reproducibility and device ===================================================================
-
-
-def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> torch.device:
-    """Seed PyTorch, set its CPU threads (None: leave them) and return the device to use.
-
-    `device` is "auto", "cpu", "cuda", "cuda:1", "mps", … Where it is missing, a warning says so in one
-    line and the CPU is returned. ValueError for a name that is no device, or fewer than one thread.
-    """
-    torch.manual_seed(seed)
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}; expected 1 or more, or None to leave it as it is")
-        torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0 or mps") from None
-    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (chosen.index or 0) >= here.get(chosen.type, 0):
-        warnings.warn(f"device {device} is not available here; using the CPU instead", stacklevel=2)
-        return torch.device("cpu")
-    return chosen
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-# ==== 2. Data =========================================================================================
-
-
-def split_sequences(
-    sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Training and validation sequences with no sequence in both: all copies of one go to one side.
-
-    `validation` is the share of the distinct sequences. The same arguments give the same split. Warns
-    where fewer than 20 are distinct: then a split holds out a whole rule, not a sample.
-    """
-    if not 0 < validation < 1:
-        raise ValueError(f"validation is {validation}; expected a share between 0 and 1")
-    distinct = sorted({tuple(sequence.tolist()) for sequence in sequences})
-    if len(distinct) < 2:
-        raise ValueError(f"{len(distinct)} distinct sequence cannot be split in two; give more text")
-    if len(distinct) < 20:
-        warnings.warn(
-            f"only {len(distinct)} of {len(sequences)} sequences are distinct: a split of them is no split; "
-            "validation measures whether a model guesses a rule that it was never shown",
-            stacklevel=2,
-        )
-    random.Random(seed).shuffle(distinct)
-    held_out = set(distinct[: min(max(1, round(validation * len(distinct))), len(distinct) - 1)])
-    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for sequence in sequences:
-        sides[tuple(sequence.tolist()) in held_out].append(sequence)
-    return sides
-
-
-def pad_batch(sequences: Sequence[Tensor], blank: int = BLANK) -> Tensor:
-    """Sequences of several lengths -> (T, B) int64, padded at the end with `blank`."""
-    return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
-
-
-def make_batches(
-    sequences: Sequence[Tensor],
-    batch_size: int,
-    *,
-    blank: int = BLANK,
-    seed: int = 0,
-    shuffle: bool = True,
-    weights: Sequence[float] | None = None,
-) -> DataLoader:
-    """A DataLoader of (T, B) batches; each pass over it is one epoch, in an order that `seed` fixes.
-
-    `weights` (one a sequence) draws with replacement in proportion to them instead of shuffling.
-    """
-    if not len(sequences):
-        raise ValueError("there are no sequences to make batches of; expected one or more")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
-    generator = torch.Generator().manual_seed(seed)
-    sampler = None
-    if weights is not None:
-        sampler = WeightedRandomSampler(weights, len(sequences), generator=generator)
-    return DataLoader(
-        sequences,
-        batch_size,
-        shuffle=shuffle and sampler is None,
-        sampler=sampler,
-        generator=generator,
-        collate_fn=lambda chosen: pad_batch(chosen, blank),
-    )
-
-
-# ==== 3. Models =======================================================================================
+# ==== 1. Models =======================================================================================
 
 
 class TokenEmbedding(nn.Embedding):
@@ -194,19 +122,6 @@ def context_windows(tokens: Tensor, k: int, blank: int) -> Tensor:
     """(T, B) -> (T, B, k): position t gets tokens t-k+1 … t, the newest last, BLANK before the start."""
     history = tokens.new_full((k - 1, tokens.shape[1]), blank)
     return torch.cat([history, tokens]).unfold(0, k, 1)
-
-
-def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """(N, k) -> the distinct rows (U, k) in sorted order, and index (N,): contexts = rows[index].
-
-    The same as `torch.unique(dim=0)`, one column at a time, which is many times faster on a CPU.
-    """
-    index = torch.zeros_like(contexts[:, 0])
-    for column in contexts.unbind(1):  # ids stay below N * (V + 1): no overflow, whatever k
-        ids, index = torch.unique(index * (vocab_size + 1) + column, return_inverse=True)
-    position = torch.arange(len(contexts), device=contexts.device)
-    some_row = torch.empty_like(ids).scatter_(0, index, position)
-    return contexts[some_row], index
 
 
 def _head_logits(hidden: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
@@ -226,7 +141,17 @@ class SequenceModel(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
         self.vocab_size = vocab_size
+        self.project: nn.Module = nn.Identity()
         self.head = nn.Linear(hidden_size, vocab_size)
+
+    def tie(self, embedding: nn.Embedding) -> None:
+        """Let the head share the embedding's table, behind a projection H -> E (Press & Wolf 2017)."""
+        width = embedding.embedding_dim
+        self.project = nn.Linear(self.head.in_features, width, bias=False)
+        self.head = nn.Linear(width, self.vocab_size)
+        self.head.weight = embedding.weight
+        nn.init.normal_(embedding.weight, std=0.5 / math.sqrt(width))  # larger: a first loss far above ln V
+        nn.init.zeros_(self.head.bias)
 
     @property
     def blank(self) -> int:
@@ -290,10 +215,11 @@ class SequenceModel(nn.Module):
 class KGramMLPSeqModel(SequenceModel):
     """Predicts the next token from the last k: `net` maps contexts (N, k) to (N, net.hidden_size).
 
-    `chunk_size` is the number of contexts that go through the net at once (None: all).
+    `chunk_size` is the number of contexts that go through the net at once (None: all). `tied`: the head shares
+    the table `net.embedding`.
     """
 
-    def __init__(self, net: nn.Module, *, vocab_size: int, k: int, chunk_size: int | None = None):
+    def __init__(self, net: nn.Module, *, vocab_size: int, k: int, chunk_size: int | None = None, tied: bool = False):
         if not isinstance(net, nn.Module):
             raise TypeError(f"net is {net!r}; expected a module that maps contexts (N, k) to (N, net.hidden_size)")
         if not isinstance(getattr(net, "hidden_size", None), int):
@@ -305,9 +231,11 @@ class KGramMLPSeqModel(SequenceModel):
         self.net = net
         self.k = k
         self.chunk_size = chunk_size
+        if tied:
+            self.tie(net.embedding)
 
     def apply_net(self, contexts: Tensor) -> Tensor:  # (N, k) -> (N, H)
-        """The net on all contexts, `chunk_size` at a time, with its output's shape checked."""
+        """The net, and the projection to a tied head, `chunk_size` contexts at a time, with its output checked."""
         chunks = [self.net(chunk) for chunk in contexts.split(self.chunk_size or len(contexts))]
         hidden = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
         if hidden.shape != (len(contexts), self.net.hidden_size):
@@ -315,7 +243,7 @@ class KGramMLPSeqModel(SequenceModel):
                 f"{type(self.net).__name__} gave shape {tuple(hidden.shape)} for {len(contexts)} contexts; expected "
                 f"({len(contexts)}, {self.net.hidden_size}), a row of hidden_size numbers for each context"
             )
-        return hidden
+        return self.project(hidden)
 
     def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(T, B) -> rows (R, H), one for each distinct context of the batch, and index (T*B,)."""
@@ -358,16 +286,21 @@ class EmbeddingMLP(nn.Module):
 
 
 class LSTMSeqModel(SequenceModel):
-    """Embedding -> one LSTM layer (Hochreiter & Schmidhuber 1997) -> head. Sees every token so far."""
+    """Embedding -> one LSTM layer (Hochreiter & Schmidhuber 1997) -> head. Sees every token so far.
 
-    def __init__(self, vocab_size: int, embed_size: int, hidden_size: int):
+    `tied`: the head shares the embedding's table.
+    """
+
+    def __init__(self, vocab_size: int, embed_size: int, hidden_size: int, *, tied: bool = False):
         super().__init__(vocab_size, hidden_size)
         self.embedding = TokenEmbedding(vocab_size, embed_size)
         self.lstm = nn.LSTM(embed_size, hidden_size)
+        if tied:
+            self.tie(self.embedding)
 
     def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
         self.check_tokens(tokens)
-        return self.lstm(self.embedding(tokens))[0]
+        return self.project(self.lstm(self.embedding(tokens))[0])
 
     def start(self, batch_size: int) -> tuple[Tensor, Tensor]:
         zeros = torch.zeros(1, batch_size, self.lstm.hidden_size, device=self.device)
@@ -379,7 +312,7 @@ class LSTMSeqModel(SequenceModel):
     def prefill(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
         self.check_tokens(tokens)
         output, state = self.lstm(self.embedding(tokens), state)  # (T, B, H)
-        return self.logits(output[-1]), state
+        return self.logits(self.project(output[-1])), state
 
 
 class RMSNorm(nn.Module):
@@ -526,16 +459,6 @@ class TransformerModel(SequenceModel):
         return self.logits(hidden[-1]), state
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """`parameters`: all; `body`: without the tables that token ids index and without the head."""
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    outside = {id(weight) for weight in [*tables, *model.head.parameters()]}
-    return {
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "body": sum(weight.numel() for weight in model.parameters() if id(weight) not in outside),
-    }
-
-
 def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
     """The gradient norm of each parameter on one batch. ValueError names those that get none."""
     names, weights = zip(*model.named_parameters(), strict=True)
@@ -546,7 +469,7 @@ def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
     return pd.Series(norms, name="gradient norm")
 
 
-# ==== 4. Loss and evaluation ==========================================================================
+# ==== 2. Loss and evaluation ==========================================================================
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -632,9 +555,9 @@ def next_token_loss(model: SequenceModel, tokens: Tensor) -> Tensor:
     return head_cross_entropy(rows[used], model.head, row, target, count.to(model.head.weight.dtype) / count.sum())
 
 
-def count_targets(tokens: Tensor, blank: int = BLANK) -> int:
-    """The number of real targets of a (T, B) batch."""
-    return int((tokens[1:] != blank).sum())
+def context_loss(model: KGramMLPSeqModel, batch: ContextBatch) -> Tensor:
+    """An unbiased estimate, from one batch of `CorpusContexts`, of the loss (nats) on the whole text."""
+    return head_cross_entropy(model.apply_net(batch.contexts), model.head, batch.row, batch.target, batch.share)
 
 
 @torch.no_grad()
@@ -658,9 +581,31 @@ def evaluate(model: SequenceModel, batches: Iterable[Tensor]) -> dict[str, float
     return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count}
 
 
-# ==== 5. Training and comparison ======================================================================
+@torch.no_grad()
+def target_log_probabilities(model: SequenceModel, sequences: Sequence[Tensor], batch_size: int = 16) -> list[Tensor]:
+    """For each sequence (length,) the log-probability (nats) of each of its targets, (length - 1,); NaN at BLANK."""
+    was_training = model.training
+    model.eval()
+    found: list[Tensor] = [torch.empty(0)] * len(sequences)
+    by_length = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
+    for begin in range(0, len(by_length), batch_size):
+        chosen = by_length[begin : begin + batch_size]
+        tokens = pad_batch([sequences[number] for number in chosen], model.blank).to(model.device)
+        rows, index = model.hidden_rows(tokens[:-1])
+        targets = tokens[1:].flatten()
+        chunks = zip(index.split(512), targets.clamp(max=model.vocab_size - 1).split(512), strict=True)
+        parts = [model.logits(rows[i]).log_softmax(1).gather(1, t[:, None]).squeeze(1) for i, t in chunks]
+        nats = torch.cat(parts).masked_fill(targets == model.blank, math.nan).unflatten(0, tokens[1:].shape).cpu()
+        for column, number in enumerate(chosen):
+            found[number] = nats[: len(sequences[number]) - 1, column]
+    model.train(was_training)
+    return found
+
+
+# ==== 3. Training and comparison ======================================================================
 
 LossFunction = Callable[[SequenceModel, Tensor], Tensor]
+STEP_COLUMNS = ["run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s", "warm_up"]
 
 
 def compare(
@@ -702,7 +647,7 @@ def compare(
         for name in names[step % len(names) :] + names[: step % len(names)]:
             model = models[name].train()
             batch = tokens.to(model.device)
-            loss, step_s = _training_step(model, batch, optimizers[name], loss_fns[name])
+            loss, step_s = _training_step(model, batch, [optimizers[name]], loss_fns[name])
             if not math.isfinite(loss):
                 raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
             elapsed[name] += step_s
@@ -719,19 +664,20 @@ def compare(
     return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
 
 
-def _training_step(model, tokens, optimizer, loss_fn, clip=None, bfloat16=False) -> tuple[float, float]:
+def _training_step(model, batch, optimizers, loss_fn, clip=None, bfloat16=False) -> tuple[float, float]:
     """One update; the loss before it, and the seconds it took."""
-    _synchronize(tokens.device)
+    synchronize(model.device)
     begin = time.perf_counter()
-    optimizer.zero_grad()
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
-        loss = loss_fn(model, tokens)
+    model.zero_grad()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        loss = loss_fn(model, batch)
     loss.backward()
     if math.isfinite(value := loss.item()):  # else the weights stay as they were
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-    _synchronize(tokens.device)
+        for optimizer in optimizers:
+            optimizer.step()
+    synchronize(model.device)
     return value, time.perf_counter() - begin
 
 
@@ -745,11 +691,37 @@ def rate_factor(progress: float, warm_up: float, schedule: str) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * (progress - warm_up) / (1 - warm_up))
 
 
-class _Training:
-    """One model's training: optimiser, budgets, rows, its place in the data, and the file that keeps them all."""
+def make_optimizers(
+    model: SequenceModel, name: str, learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights ("adamw"), or Muon for the matrices between the tables and AdamW for the rest ("muon").
 
-    def __init__(self, model, batches, optimizer, limits: dict[str, float], path: str | Path | None):
-        self.model, self.batches, self.optimizer, self.limits = model, batches, optimizer, limits
+    AdamW: Loshchilov & Hutter 2019, decay on matrices alone. Muon: Jordan et al. 2024, an update with all singular
+    values about 1, scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
+    """
+    if name not in ("adamw", "muon"):
+        raise ValueError(f"optimizer is {name!r}; expected 'adamw' or 'muon'")
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables |= {id(weight) for weight in model.head.parameters()}
+    weights = list(model.parameters())
+    inner = [w for w in weights if name == "muon" and w.ndim == 2 and id(w) not in tables]
+    left = [w for w in weights if all(w is not other for other in inner)]
+    matrices, others = ([w for w in left if (w.ndim > 1) is tall] for tall in (True, False))
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, learning_rate, weight_decay=weight_decay, fused=True)]
+    if inner:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, here is {torch.__version__}; use 'adamw'")
+        options = {"weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        optimizers.append(torch.optim.Muon(inner, learning_rate, **options))
+    return optimizers
+
+
+class _Training:
+    """One model's training: optimisers, budgets, rows, its place in the data, and the files that keep them all."""
+
+    def __init__(self, model, batches, optimizers, limits: dict[str, float], path: str | Path | None):
+        self.model, self.batches, self.optimizers, self.limits = model, batches, optimizers, limits
         self.path = Path(path) if path else None
         self.counts = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
         self.rows: list[dict] = []
@@ -774,12 +746,24 @@ class _Training:
             self.counts["batch"] = 0
             self.order = self.generator.get_state() if self.generator else None
 
-    def record(self, row: dict) -> None:  # only now is the batch used: Ctrl-C amid a step leaves it for later
-        self.counts["step"] += 1
+    def record(self, row: dict, log_every: int) -> None:
+        """One step into the last row, or into a new one after every `log_every` steps."""
+        self.counts["step"] += 1  # only now is the batch used: Ctrl-C amid a step leaves it for later
         self.counts["batch"] += 1
         self.counts["tokens"] += row["tokens"]
         self.counts["elapsed_s"] += row["step_s"]
-        self.rows.append(row | {"step": self.counts["step"], "elapsed_s": self.counts["elapsed_s"]})
+        row |= {"step": self.counts["step"], "elapsed_s": self.counts["elapsed_s"]}
+        self.latest = row.copy()
+        if (row["step"] - 1) % log_every:  # the last row is not full: sums, and the mean loss weighted by tokens
+            last = self.rows.pop()
+            loss = last["loss"] * last["tokens"] + row["loss"] * row["tokens"]
+            row |= {"tokens": last["tokens"] + row["tokens"], "step_s": last["step_s"] + row["step_s"]}
+            row |= {"loss": loss / row["tokens"], "warm_up": last["warm_up"]}
+        self.rows.append(row)
+
+    def write_rows(self, path: Path, rows: list[dict], mode: str) -> None:
+        frame = pd.DataFrame(rows, columns=[*STEP_COLUMNS, "validation_loss"])
+        frame.to_csv(path, index=False, mode=mode, header=mode == "w", lineterminator="\n")
 
     def validate(self, batches: Iterable[Tensor]) -> None:
         """The validation loss into the last row; the weights are kept where it is the best so far."""
@@ -791,7 +775,8 @@ class _Training:
     def save(self) -> None:
         """All that the next step depends on, in one file that is never half written."""
         if self.path:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "counts": self.counts}
+            state = {"model": self.model.state_dict(), "counts": self.counts}
+            state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
             state |= {"order": self.order, "best_weights": self.best_weights, "rows": self.rows}
             partial = self.path.with_suffix(".partial")
             torch.save(state, partial)
@@ -801,7 +786,8 @@ class _Training:
         state = torch.load(self.path, map_location=self.model.device, weights_only=True)
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{self.path} is of another model; give the sizes it was made with, or delete it"
@@ -819,6 +805,7 @@ def train(
     budget_seconds: float | None = None,
     budget_tokens: int | None = None,
     max_steps_per_epoch: int | None = None,
+    optimizer: str = "adamw",
     learning_rate: float = 1e-3,
     schedule: str = "constant",
     warm_up_share: float = 0.0,
@@ -833,16 +820,20 @@ def train(
     validate_every: int = 100,
     checkpoint: str | Path | None = None,
     save_every: int = 100,
+    log: str | Path | None = None,
+    log_every: int = 1,
     on_step: Callable[[dict], None] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train one model with AdamW (Loshchilov & Hutter 2019) until the first of its budgets is used up.
+    """Train one model with AdamW or Muon (see `make_optimizers`) until the first of its budgets is used up.
 
     Budgets: `steps`, `budget_seconds` (of the steps alone) and `budget_tokens` (real targets). They drive the
     `schedule`: "constant" or "cosine", after a linear warm-up over `warm_up_share` of the training. `clip` bounds
     the gradient's norm, `weight_decay` acts on matrices, `bfloat16` computes products in that type. Rows are
-    those of `compare`; with `validation` (batches) every `validate_every`-th and the last hold `validation_loss`,
-    and in the end the model has the weights that were best on them. `checkpoint` is a file written every
+    those of `compare`, each the sum of `log_every` steps with their mean loss, and go to the CSV file `log` as they
+    come; with `validation` (batches) the row of every `validate_every`-th step and the last hold `validation_loss`, and
+    in the end the model has the weights that were best on them. `loss_fn` and `batches` may be `context_loss` and
+    those of `CorpusContexts`. `checkpoint` is a file written every
     `save_every` steps, at the end and on Ctrl-C, which ends the training with a warning; where it exists the
     training goes on from there with the losses that it would have had without a stop.
     ValueError without a budget, where a loss is not finite (the weights stay as they were), or `batches` ends.
@@ -851,45 +842,50 @@ def train(
     limits = {key: limit for key, limit in limits.items() if limit is not None}
     if not limits or min(limits.values()) <= 0 or schedule not in ("constant", "cosine"):
         raise ValueError(f"{limits}, {schedule!r}; expected steps, seconds or tokens above 0, and constant or cosine")
-    matrices, others = ([w for w in model.parameters() if (w.ndim > 1) is tall] for tall in (True, False))
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, learning_rate, weight_decay=weight_decay, fused=True)
-    training = _Training(model, batches, optimizer, limits, checkpoint)
+    optimizers = make_optimizers(model, optimizer, learning_rate, weight_decay)
+    training = _Training(model, batches, optimizers, limits, checkpoint)
     if training.path and training.path.exists():
         training.load()
+    if log:
+        training.write_rows(Path(log), training.rows[: training.counts["step"] // log_every], "w")
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
     style = {"leave": False, "disable": hidden, "bar_format": "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"}
     with tqdm(total=1.0, desc=run, **style) as bar:
         try:
             stream = training.stream(max_steps_per_epoch)
             while training.progress < 1:
-                for group in optimizer.param_groups:
+                for group in itertools.chain.from_iterable(each.param_groups for each in optimizers):
                     group["lr"] = learning_rate * rate_factor(training.progress, warm_up_share, schedule)
                 batch = next(stream).to(model.device)
-                loss, step_s = _training_step(model.train(), batch, optimizer, loss_fn, clip, bfloat16)
+                loss, step_s = _training_step(model.train(), batch, optimizers, loss_fn, clip, bfloat16)
                 step = training.counts["step"] + 1
                 if not math.isfinite(loss):
                     raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
                 row = {"run": run, "model": name, "seed": seed, "step": step}
                 row |= {"tokens": count_targets(batch, model.blank), "loss": loss, "step_s": step_s, "elapsed_s": 0.0}
-                training.record(row | {"warm_up": step <= warm_up})
+                rate = row["tokens"] / step_s
+                training.record(row | {"warm_up": step <= warm_up}, log_every)
                 if validation is not None and (training.progress >= 1 or step % validate_every == 0):
                     training.validate(validation)
+                if log and step % log_every == 0:
+                    training.write_rows(Path(log), training.rows[-1:], "a")
                 if step % save_every == 0:
                     training.save()
-                bar.set_postfix_str(f"loss {loss:.3f}, {row['tokens'] / step_s:,.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
                 bar.update(min(1.0, training.progress) - bar.n)
                 if on_step:
-                    on_step(training.rows[-1])
+                    on_step(training.latest)
         except KeyboardInterrupt:
             warnings.warn(f"{name}: stopped after step {training.counts['step']}; that much is kept", stacklevel=2)
     training.save()
+    if log:
+        training.write_rows(Path(log), training.rows, "w")  # the last row too, which may not be full
     if training.best_weights is not None:
         model.load_state_dict(training.best_weights)
     return pd.DataFrame(training.rows)
 
 
-# ==== 6. Sampling =====================================================================================
+# ==== 4. Sampling =====================================================================================
 
 
 def _checked(logits: Tensor) -> Tensor:

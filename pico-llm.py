@@ -6,14 +6,18 @@ python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_siz
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import importlib.metadata
+import itertools
 import math
 import sys
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
 
 import helpers
 
@@ -64,8 +68,23 @@ def build_parser() -> Parser:
         "--stories",
         default="builtin",
         metavar="SOURCE",
-        help="builtin, small, hub (TinyStories through datasets), or a text file with <|endoftext|> between stories; "
-        "the first 2,000, without those kept for validation (default: %(default)s)",
+        help="builtin, small, hub (TinyStories through datasets), a text file with <|endoftext|> between stories, of "
+        "which one in ten is for validation, or a folder with train.txt and valid.txt (default: %(default)s)",
+    )
+    text.add_argument(
+        "--max_stories", type=count, default=2000, metavar="N", help="stories to train on (default: %(default)s)"
+    )
+    text.add_argument(
+        "--validation_stories",
+        type=number(int, 0, 10**9),
+        default=0,
+        metavar="N",
+        help="stories kept for validation to measure the loss on, beside Kneser-Ney counts (default: %(default)s)",
+    )
+    text.add_argument(
+        "--compact",
+        action="store_true",
+        help="a vocabulary of only the tokens that occur in training; others are no targets",
     )
     text.add_argument(
         "--block_size",
@@ -132,6 +151,17 @@ def build_parser() -> Parser:
         default="rotary",
         help="how the Transformer knows positions (default: %(default)s)",
     )
+    models.add_argument(
+        "--head",
+        choices=["tied", "free"],
+        help="whether the head shares the embedding's table (default: tied for the Transformer, else free)",
+    )
+    models.add_argument(
+        "--embedding_from",
+        type=Path,
+        metavar="FILE",
+        help="start from the embedding table in this .safetensors file of another model (default: no)",
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument(
@@ -143,22 +173,46 @@ def build_parser() -> Parser:
         metavar="S",
         help="train each model for S seconds of steps instead of --epochs (default: no)",
     )
+    training.add_argument(
+        "--corpus_contexts",
+        nargs="?",
+        type=number(float, 0, 1),
+        const=0.5,
+        metavar="A",
+        help="train the k-gram on the distinct contexts of the whole text, --batch_size a step, drawn with probability "
+        "~ count^A (A: 0.5); an epoch draws as many as there are",
+    )
     training.add_argument("--max_steps_per_epoch", type=count, metavar="N", help="cut each epoch short (default: no)")
     training.add_argument(
         "--batch_size", type=count, default=32, metavar="B", help="sequences a step (default: %(default)s)"
+    )
+    training.add_argument(
+        "--similar_lengths", action="store_true", help="batches of sequences of about the same length: less padding"
+    )
+    training.add_argument(
+        "--optimizer",
+        choices=["adamw", "muon"],
+        default="adamw",
+        help="AdamW, or Muon for the matrices between embedding and head (default: %(default)s)",
     )
     training.add_argument(
         "--learning_rate",
         type=number(float, 0, low_included=False),
         default=1e-3,
         metavar="LR",
-        help="step size of AdamW (default: %(default)s)",
+        help="step size of the optimizer (default: %(default)s)",
     )
     training.add_argument(
         "--schedule",
         choices=["constant", "cosine"],
         default="constant",
         help="cosine: 3 %% of the training in warm-up, then down to a tenth of --learning_rate (default: %(default)s)",
+    )
+    training.add_argument(
+        "--weight_decay", type=number(float, 0), default=0.0, metavar="W", help="of matrices (default: %(default)s)"
+    )
+    training.add_argument(
+        "--clip", type=number(float, 0, low_included=False), metavar="C", help="largest gradient norm (default: no)"
     )
     training.add_argument("--bfloat16", action="store_true", help="compute matrix products in bfloat16")
     training.add_argument(
@@ -175,6 +229,9 @@ def build_parser() -> Parser:
     samples = parser.add_argument_group("samples")
     samples.add_argument(
         "--prompt", default="Once upon a", metavar="TEXT", help="what samples go on from (default: %(default)s)"
+    )
+    samples.add_argument(
+        "--samples", type=count, default=1, metavar="N", help="samples for each --top_p (default: %(default)s)"
     )
     samples.add_argument(
         "--max_new_tokens",
@@ -216,18 +273,62 @@ def build_parser() -> Parser:
         help="save losses (.csv), weights (.safetensors) and checkpoints here (default: no)",
     )
     output.add_argument(
+        "--log_every", type=count, default=1, metavar="N", help="steps of a row of losses (default: %(default)s)"
+    )
+    output.add_argument(
+        "--validate_every",
+        type=count,
+        metavar="N",
+        help="steps between validations on 200 of the --validation_stories; the best weights are kept (default: no)",
+    )
+    output.add_argument(
+        "--record",
+        metavar="NAME",
+        help="add losses, run rows, losses by position and samples to NAME*.csv in data/runs (default: no)",
+    )
+    output.add_argument("--label", metavar="TEXT", help="the model's name in records (default: that of --models)")
+    output.add_argument(
         "--resume", action="store_true", help="go on from the checkpoints in --output_dir, where there are any"
     )
     return parser
 
 
-def read_data(args: argparse.Namespace, tokenizer) -> tuple[list, list[float] | None]:
-    """Sequences and, where files and stories are mixed, the weight of each; says what was read."""
+class Text:
+    """What is trained on, what is kept for validation, and the tokenizer of both."""
+
+    def __init__(self, sequences, weights, validation, tokenizer, vocab_size: int, k: int):
+        self.sequences, self.weights, self.validation = sequences, weights, validation
+        self.tokenizer, self.vocab_size, self.k = tokenizer, vocab_size, k
+
+    @functools.cached_property
+    def kneser_ney(self) -> torch.Tensor:
+        """The probability that modified Kneser-Ney with k tokens of context gives each validation target."""
+        windows = helpers.target_windows(self.validation, self.k, self.vocab_size)
+        counts = helpers.KneserNey(self.sequences, self.vocab_size, self.k + 1)
+        return counts.probability(windows[:, :-1], windows[:, -1])
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """12 hex digits that name the training tokens in a record."""
+        return hashlib.sha256(torch.cat(self.sequences).numpy().tobytes()).hexdigest()[:12]
+
+
+def read_data(args: argparse.Namespace) -> Text:
+    """Sequences, the weight of each where files and stories are mixed, and validation stories; says what was read."""
+    tokenizer, vocab_size = helpers.load_tokenizer(), helpers.VOCAB_SIZE
     weight = args.tinystories_weight if args.input_files else 1.0
     if not args.input_files and not args.tinystories_weight:
         raise ValueError("--tinystories_weight 0 leaves no text; name --input_files, or give a weight above 0")
     if args.input_files and weight == 1:
         warnings.warn("--tinystories_weight is 1: no line of --input_files is used", stacklevel=2)
+    if args.validation_stories and not weight:
+        raise ValueError("--validation_stories needs stories to train on; give --tinystories_weight above 0")
+
+    def stories(split: str, limit: int) -> list[torch.Tensor]:
+        texts = helpers.load_stories(args.stories, split, limit)
+        cache = helpers.cache_folder() if len(texts) >= 5000 else None  # fewer take less than a second
+        return helpers.encode_texts(texts, tokenizer, args.block_size, cache=cache, progress=sys.stderr.isatty())
+
     sequences, weights = [], []
     for share, name in ((1 - weight, "files"), (weight, "stories")):
         if not share:
@@ -235,54 +336,116 @@ def read_data(args: argparse.Namespace, tokenizer) -> tuple[list, list[float] | 
         if name == "files":
             found = helpers.read_sequences(args.input_files, tokenizer, args.block_size)
         else:
-            found = helpers.encode_texts(helpers.load_stories(args.stories), tokenizer, args.block_size)
+            found = stories("train", args.max_stories)
         distinct = len({tuple(sequence.tolist()) for sequence in found})
         print(f"{name}: {len(found)} sequences, {distinct} distinct, up to {args.block_size} tokens; share {share:g}")
         sequences += found
         weights += [share / len(found)] * len(found)
-    return sequences, weights if 0 < weight < 1 else None
+    validation = stories("validation", args.validation_stories) if args.validation_stories else []
+    if validation:
+        print(f"validation: {len(validation)} stories")
+    if args.compact:
+        sequences, ids = helpers.compact_vocabulary(sequences)
+        tokenizer, vocab_size = helpers.CompactTokenizer(tokenizer, ids), len(ids)
+        validation = helpers.renumber(validation, ids)
+        unknown = sum(int((sequence == vocab_size).sum()) for sequence in validation)
+        print(f"compact vocabulary: {vocab_size} tokens; {unknown} validation tokens lie outside it and do not count")
+    mixed = weights if 0 < weight < 1 else None
+    return Text(sequences, mixed, validation, tokenizer, vocab_size, args.kgram_k)
 
 
-def build_model(name: str, args: argparse.Namespace) -> helpers.SequenceModel:
+def build_model(name: str, args: argparse.Namespace, vocab_size: int) -> helpers.SequenceModel:
     hidden_size = args.hidden_size or args.embed_size
+    tied = args.head == "tied" or (args.head is None and name == "transformer")
     if name == "lstm":
-        return helpers.LSTMSeqModel(helpers.VOCAB_SIZE, args.embed_size, hidden_size)
-    if name == "transformer":
+        model = helpers.LSTMSeqModel(vocab_size, args.embed_size, hidden_size, tied=tied)
+    elif name == "transformer":
         # learned positions must reach as far as training and samples do; a prompt of 1,000 tokens more is allowed for
         longest = args.block_size + args.max_new_tokens + 1000
-        options = {"norm": args.norm, "positions": args.positions, "max_length": longest}
-        return helpers.TransformerModel(helpers.VOCAB_SIZE, args.embed_size, args.n_heads, args.n_blocks, **options)
-    net = helpers.EmbeddingMLP(
-        helpers.VOCAB_SIZE, args.kgram_k, args.embed_size, hidden_size, args.num_inner_mlp_layers
-    )
-    return helpers.KGramMLPSeqModel(
-        net, vocab_size=helpers.VOCAB_SIZE, k=args.kgram_k, chunk_size=args.kgram_chunk_size
-    )
+        options = {"norm": args.norm, "positions": args.positions, "max_length": longest, "tied": tied}
+        model = helpers.TransformerModel(vocab_size, args.embed_size, args.n_heads, args.n_blocks, **options)
+    else:
+        k, chunk_size = args.kgram_k, args.kgram_chunk_size
+        net = helpers.EmbeddingMLP(vocab_size, k, args.embed_size, hidden_size, args.num_inner_mlp_layers)
+        model = helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=chunk_size, tied=tied)
+    if args.embedding_from:
+        table = load_file(args.embedding_from)
+        table = next((value for key, value in table.items() if key.endswith("embedding.weight")), torch.empty(0))
+        own = next(module for module in model.modules() if isinstance(module, helpers.TokenEmbedding))
+        if table.shape != own.weight.shape:
+            raise ValueError(
+                f"the table in {args.embedding_from} is {tuple(table.shape)}; the {name} needs "
+                f"{tuple(own.weight.shape)}: give --embed_size and the text that it was trained with"
+            )
+        own.weight.data.copy_(table)
+    return model
 
 
-def print_samples(model, tokenizer, args: argparse.Namespace, generator: torch.Generator) -> None:
-    """A greedy sample and one for each --top_p; below each its annotation, where that is asked for."""
+def draw_samples(model, tokenizer, args: argparse.Namespace, generator: torch.Generator) -> list[dict]:
+    """Print a greedy sample and those of each --top_p; below each its annotation, where that is asked for."""
     draw = {"top_k": args.top_k, "temperature": args.temperature, "generator": generator}
     settings = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in args.top_p}
+    drawn = []
     for label, setting in settings.items():
-        new: list[int] = []
-        options = {"stop": args.stop, "on_token": lambda token, _, new=new: new.append(token), **setting}
-        text = helpers.generate(model, tokenizer, args.prompt, args.max_new_tokens, **options)
-        print(f"  {label:8s} | {text!r}")
-        if args.monosemantic_enabled:
-            while len(args.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
-                new.pop()
-            annotated = args.prompt + helpers.annotate(model, tokenizer, new, table=args.monosemantic_enabled)
-            print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
+        for _ in range(args.samples if setting else 1):
+            new: list[int] = []
+            options = {"stop": args.stop, "on_token": lambda token, _, new=new: new.append(token), **setting}
+            text = helpers.generate(model, tokenizer, args.prompt, args.max_new_tokens, **options)
+            drawn.append({"setting": label, "text": text})
+            print(f"  {label:8s} | {text!r}")
+            if args.monosemantic_enabled:
+                while len(args.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
+                    new.pop()
+                annotated = args.prompt + helpers.annotate(model, tokenizer, new, table=args.monosemantic_enabled)
+                print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
+    return drawn
 
 
-def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device: torch.device) -> None:
-    """Train one model, printing each epoch's mean loss and samples; save it where --output_dir says."""
+def make_training(name: str, text: Text, args: argparse.Namespace) -> dict:
+    """The batches of a model and the loss on them."""
+    if name == "kgram" and args.corpus_contexts is not None:
+        if text.weights:
+            raise ValueError("--corpus_contexts takes each sequence once; it cannot mix files and stories by weight")
+        contexts = helpers.CorpusContexts(text.sequences, args.kgram_k, text.vocab_size)
+        print(f"{len(contexts):,} distinct contexts of {args.kgram_k} tokens among {int(contexts.total.sum()):,}")
+        batches = contexts.batches(args.batch_size, power=args.corpus_contexts, seed=args.seed)
+        return {"batches": batches, "loss_fn": helpers.context_loss}
+    options = {"blank": text.vocab_size, "seed": args.seed, "weights": text.weights}
+    options["similar_lengths"] = args.similar_lengths
+    return {"batches": helpers.make_batches(text.sequences, args.batch_size, **options)}
+
+
+def measure(model, text: Text) -> tuple[dict, pd.DataFrame]:
+    """Validation loss of the model, of Kneser-Ney of k tokens and of both mixed; and by position."""
+    nats = helpers.target_log_probabilities(model, text.validation)
+    by_position = torch.nn.utils.rnn.pad_sequence(nats, padding_value=math.nan)  # (T, stories)
+    nats = torch.cat(nats)
+    net, counted = nats[~nats.isnan()].double().exp(), text.kneser_ney
+    half = torch.arange(len(net)) < len(net) // 2
+    loss = -net.log().mean().item()
+    found = {"validation_loss": loss, "perplexity": math.exp(loss)}
+    found["bits_per_byte"] = helpers.bits_per_byte(loss, text.validation, text.tokenizer)
+    found |= {"kneser_ney_order": text.k + 1, "kneser_ney_loss": -counted.log().mean().item()}
+    found["mixed_loss"], found["mix_weight"] = helpers.mixed_loss(net, counted, half)
+    edges = [*range(8), *(2**n for n in range(3, 20))]
+    rows = []
+    for begin, end in itertools.pairwise(edge for edge in edges if edge < len(by_position)):
+        losses = -by_position[begin:end]
+        losses = losses[~losses.isnan()]
+        rows.append({"from": begin + 1, "to": end, "targets": len(losses), "loss": losses.mean().item()})
+    return found, pd.DataFrame(rows)
+
+
+def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.device) -> None:
+    """Train one model, printing each epoch's mean loss and samples; save and record it where that is asked for."""
     torch.manual_seed(args.seed)
-    model = build_model(name, args).to(device)
-    steps = min(len(batches), args.max_steps_per_epoch or len(batches))
-    size = helpers.count_parameters(model)["parameters"]
-    print(f"\n{name}: {size:,} parameters, {steps} steps an epoch; ln V = {math.log(model.vocab_size):.4f}")
+    model = build_model(name, args, text.vocab_size).to(device)
+    training = make_training(name, text, args)
+    steps = min(len(training["batches"]), args.max_steps_per_epoch or len(training["batches"]))
+    size = helpers.count_parameters(model)
+    print(
+        f"\n{name}: {size['parameters']:,} parameters, {steps} steps an epoch; ln V = {math.log(model.vocab_size):.4f}"
+    )
     rows: list[dict] = []
     generator = torch.Generator(device).manual_seed(args.seed)  # of the samples alone
 
@@ -297,7 +460,7 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
         rate = sum(row["tokens"] for row in timed) / sum(row["step_s"] for row in timed)
         epochs = f"/{args.epochs}" if not args.budget_seconds else ""
         print(f"epoch {row['step'] // steps}{epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s")
-        print_samples(model, tokenizer, args, generator)
+        draw_samples(model, text.tokenizer, args, generator)
 
     checkpoint = args.output_dir / f"{name}.checkpoint.pt" if args.output_dir else None
     if checkpoint and checkpoint.exists():
@@ -305,31 +468,68 @@ def train_model(name: str, batches, tokenizer, args: argparse.Namespace, device:
             print(f"goes on from {checkpoint}")
         else:
             checkpoint.unlink()  # a new training, which writes its own
-    frame = helpers.train(
-        model,
-        batches,
-        name=name,
-        steps=None if args.budget_seconds else args.epochs * steps,
-        budget_seconds=args.budget_seconds,
-        max_steps_per_epoch=steps,
-        learning_rate=args.learning_rate,
-        schedule=args.schedule,
-        warm_up_share=0.03 if args.schedule == "cosine" else 0.0,
-        bfloat16=args.bfloat16,
-        checkpoint=checkpoint,
-        seed=args.seed,
-        run="pico-llm",
-        on_step=report,
-        progress=sys.stderr.isatty(),
-    )
+    if args.validate_every and text.validation:
+        few = helpers.make_batches(
+            text.validation[:200], 16, blank=text.vocab_size, shuffle=False, similar_lengths=True
+        )
+        training |= {"validation": few, "validate_every": args.validate_every}
+    frame = pd.DataFrame()
+
+    def work() -> None:
+        nonlocal frame
+        frame = helpers.train(
+            model,
+            **training,
+            name=args.label or name,
+            steps=None if args.budget_seconds else args.epochs * steps,
+            budget_seconds=args.budget_seconds,
+            max_steps_per_epoch=steps,
+            optimizer=args.optimizer,
+            learning_rate=args.learning_rate,
+            schedule=args.schedule,
+            warm_up_share=0.03 if args.schedule == "cosine" else 0.0,
+            weight_decay=args.weight_decay,
+            clip=args.clip,
+            bfloat16=args.bfloat16,
+            checkpoint=checkpoint,
+            log=args.output_dir / f"{name}.csv" if args.output_dir else None,
+            log_every=args.log_every,
+            seed=args.seed,
+            run=args.record or "pico-llm",
+            on_step=report,
+            progress=sys.stderr.isatty(),
+        )
+
+    peak = helpers.peak_memory(work, device)
+    made = int(frame["step"].iloc[-1])
+    drawn = []
     if args.budget_seconds:
-        print(f"{len(frame)} steps, {frame['tokens'].sum():,} tokens in {frame['step_s'].sum():.1f} s")
-        if len(frame) % steps:  # an epoch was left unfinished, and with it its samples
-            print_samples(model, tokenizer, args, generator)
+        print(f"{made} steps, {frame['tokens'].sum():,} tokens in {frame['step_s'].sum():.1f} s")
+    if made % steps or (args.record and args.samples):  # an epoch was left unfinished, and with it its samples
+        drawn = draw_samples(model, text.tokenizer, args, generator)
     if args.output_dir:
-        frame.to_csv(args.output_dir / f"{name}.csv", index=False)
         save_model(model, str(args.output_dir / f"{name}.safetensors"))
         print(f"saved {name}.csv and {name}.safetensors in {args.output_dir}")
+    found, positions = measure(model, text) if text.validation else ({}, pd.DataFrame())
+    if found:
+        print(
+            f"validation: {found['validation_loss']:.4f} nats a token, perplexity {found['perplexity']:.2f}, "
+            f"{found['bits_per_byte']:.4f} bits a byte; Kneser-Ney of order {args.kgram_k + 1} "
+            f"{found['kneser_ney_loss']:.4f}, mixed {found['mixed_loss']:.4f}"
+        )
+    if args.record:
+        shown = ("embed_size", "hidden_size", "kgram_k", "num_inner_mlp_layers", "n_heads", "n_blocks", "batch_size")
+        shown += ("block_size", "optimizer", "learning_rate", "schedule", "corpus_contexts", "bfloat16", "stories")
+        row = helpers.summarise(frame).assign(**size, kind=name, vocab_size=text.vocab_size, peak_memory=peak)
+        row = row.assign(**{key: getattr(args, key) for key in shown}, **helpers.describe_machine(device), **found)
+        key = {"run": args.record, "model": args.label or name, "seed": args.seed}
+        row = row.assign(stories=Path(args.stories).name, data_hash=text.digest)
+        tables = {"": frame, "_summary": row, "_positions": positions, "_samples": pd.DataFrame(drawn)}
+        for ending, table in tables.items():
+            if len(table):
+                helpers.add_to_run(
+                    table.assign(**key)[[*key, *table.columns.difference(key, sort=False)]], args.record + ending
+                )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -338,17 +538,20 @@ def run(args: argparse.Namespace) -> None:
         args.output_dir.mkdir(parents=True, exist_ok=True)
     elif args.resume:
         raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
+    if args.label and len(args.models) > 1:
+        raise ValueError("--label names one model; give one of --models at a time")
     device = helpers.set_up(args.seed, device=args.device_id)
-    tokenizer = helpers.load_tokenizer()
-    if not tokenizer.encode(args.prompt, allowed_special="all"):
-        raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
     if args.stop == "":
         raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
+    if not args.prompt:
+        raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
     print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
-    sequences, weights = read_data(args, tokenizer)
+    text = read_data(args)
+    text.tokenizer.encode(
+        args.prompt, allowed_special="all"
+    )  # a word outside the vocabulary is an error now, not later
     for name in args.models:
-        batches = helpers.make_batches(sequences, args.batch_size, seed=args.seed, weights=weights)
-        train_model(name, batches, tokenizer, args, device)
+        train_model(name, text, args, device)
 
 
 def main(argv: list[str] | None = None) -> None:

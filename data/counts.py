@@ -31,13 +31,15 @@ def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
 def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor:
     """Each target of each sequence with the `size` tokens before it, (M, size + 1), BLANK before the start.
 
-    As everywhere, the first token of a sequence is no target.
+    As everywhere, the first token of a sequence is no target, nor is BLANK.
     """
     before = torch.full((max(size - 1, 0),), blank)
     sequences = [sequence.cpu() for sequence in sequences if len(sequence) > 1]
     if not sequences:
         raise ValueError("no sequence has two tokens; expected one or more to count in")
-    return torch.cat([torch.cat([before, s]).unfold(0, size + 1, 1)[1 - len(s) :] for s in sequences])
+    windows = torch.cat([torch.cat([before, s]).unfold(0, size + 1, 1)[1 - len(s) :] for s in sequences])
+    real = windows[:, -1] != blank
+    return windows if real.all() else windows[real]
 
 
 class KneserNey:
@@ -144,3 +146,18 @@ def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
 def mix(first: Tensor, second: Tensor, weight: float) -> float:
     """The loss (nats a token) of weight * first + (1 - weight) * second, two models' probabilities of the targets."""
     return -(weight * first + (1 - weight) * second).log().mean().item()
+
+
+def mixed_loss(first: Tensor, second: Tensor, half: Tensor, rounds: int = 50) -> tuple[float, float]:
+    """The loss (nats a token) of two models' mixture, and the first one's mean weight.
+
+    `first` and `second` are their probabilities of the targets. The weight of the targets where `half` is true is the
+    best one (by expectation-maximisation) where it is false, and the other way round: no target chooses its own.
+    """
+    weights = torch.full(half.shape, 0.5, dtype=first.dtype)
+    for side in (half, ~half):
+        a, b, weight = first[side], second[side], 0.5
+        for _ in range(rounds):
+            weight = (weight * a / (weight * a + (1 - weight) * b)).mean().item()
+        weights[~side] = weight
+    return -(weights * first + (1 - weights) * second).log().mean().item(), weights.mean().item()

@@ -1,4 +1,4 @@
-"""Records of runs: the machine, memory, step rows to run rows, intervals, and CSV files in data/runs.
+"""Records of runs: the device and the machine, memory, step rows to run rows, intervals, and CSV files in data/runs.
 
 helpers.py hands all of this on; import it from there.
 """
@@ -11,14 +11,48 @@ import math
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
 from scipy.special import stdtrit
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> torch.device:
+    """Seed PyTorch, set its CPU threads (None: leave them) and return the device to use.
+
+    `device` is "auto", "cpu", "cuda", "cuda:1", "mps", … Where it is missing, a warning says so in one
+    line and the CPU is returned. ValueError for a name that is no device, or fewer than one thread.
+    """
+    torch.manual_seed(seed)
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; expected 1 or more, or None to leave it as it is")
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0 or mps") from None
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (chosen.index or 0) >= here.get(chosen.type, 0):
+        warnings.warn(f"device {device} is not available here; using the CPU instead", stacklevel=2)
+        return torch.device("cpu")
+    return chosen
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict:
@@ -32,6 +66,16 @@ def describe_machine(device: torch.device | str = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
+    }
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """`parameters`: all; `body`: without the tables that token ids index and without the head."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    outside = {id(weight) for weight in [*tables, *model.head.parameters()]}
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "body": sum(weight.numel() for weight in model.parameters() if id(weight) not in outside),
     }
 
 
@@ -130,6 +174,17 @@ def save_run(frame: pd.DataFrame, name: str) -> Path:
     frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
     partial.replace(path)  # a reader never sees half a file
     return path
+
+
+def add_to_run(frame: pd.DataFrame, name: str) -> Path:
+    """Like `save_run`, but rows of the file whose model and seed are not in the frame stay."""
+    path = output_folder("runs") / f"{name}.csv"
+    if path.exists():
+        kept = pd.read_csv(path)
+        new = set(zip(frame["model"], frame["seed"], strict=True))
+        kept = kept[[key not in new for key in zip(kept["model"], kept["seed"], strict=True)]]
+        frame = pd.concat([kept, frame]) if len(kept) else frame
+    return save_run(frame, name)
 
 
 def load_runs(name: str = "*") -> pd.DataFrame:

@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +20,11 @@ from pathlib import Path
 
 import tiktoken
 import torch
+from safetensors.torch import load_file, save_file
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 FOLDER = Path(__file__).resolve().parent
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
@@ -78,19 +81,55 @@ def data_hash(path: str | Path) -> str:
     return hashlib.sha256(find_data(path).read_bytes()).hexdigest()[:12]
 
 
-def encode_texts(texts: Iterable[str], tokenizer, block_size: int) -> list[Tensor]:
+def encode_texts(
+    texts: Iterable[str], tokenizer, block_size: int, *, cache: str | Path | None = None, progress: bool = False
+) -> list[Tensor]:
     """The first `block_size` tokens of each text as int64 tensors (length,).
 
-    Each distinct text is encoded once. "<|endoftext|>" in a text is the one special token. Texts of fewer
-    than two tokens have nothing to predict and are left out.
+    Each distinct text is encoded once, by tiktoken's threads. "<|endoftext|>" in a text is the one special token.
+    Texts of fewer than two tokens have nothing to predict and are left out. `cache` is a folder: what was
+    encoded is kept there under the hash of the texts and the vocabulary, and read back the next time.
     """
     if block_size < 2:
         raise ValueError(f"block_size is {block_size}; expected 2 or more, one token to read and one to predict")
-    known: dict[str, Tensor] = {}
-    for text in (texts := list(texts)):
-        if text not in known:
-            known[text] = torch.tensor(tokenizer.encode(text, allowed_special="all")[:block_size])
-    return [known[text].long() for text in texts if len(known[text]) >= 2]
+    distinct = list(dict.fromkeys(texts := list(texts)))
+    digest = hashlib.sha256(f"{tokenizer.n_vocab} {block_size}".encode())
+    for text in distinct:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    kept = Path(cache) / f"tokens-{digest.hexdigest()[:24]}.safetensors" if cache else None
+    if kept and kept.exists():
+        arrays = load_file(kept)
+    else:
+        hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+        bar = tqdm(total=len(distinct), desc="tokens", unit="text", leave=False, disable=hidden)
+        encoded: list[list[int]] = []
+        with bar:
+            for begin in range(0, len(distinct), 1000):
+                part = distinct[begin : begin + 1000]
+                encoded += [ids[:block_size] for ids in encode_batch(tokenizer, part)]
+                bar.update(len(part))
+        arrays = {"ids": torch.tensor([*itertools.chain.from_iterable(encoded)], dtype=torch.int32)}
+        arrays["lengths"] = torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_file(arrays, partial := kept.with_suffix(".partial"))
+            partial.replace(kept)
+    pieces = arrays["ids"].long().split(arrays["lengths"].tolist())
+    known = dict(zip(distinct, pieces, strict=True))
+    return [known[text] for text in texts if len(known[text]) >= 2]
+
+
+def encode_batch(tokenizer, texts: list[str]) -> list[list[int]]:
+    """The tokens of each text, in parallel where the tokenizer can."""
+    if hasattr(tokenizer, "encode_batch"):
+        return tokenizer.encode_batch(texts, num_threads=os.cpu_count() or 1, allowed_special="all")
+    return [tokenizer.encode(text, allowed_special="all") for text in texts]
+
+
+def cache_folder() -> Path:
+    """Where encoded texts are kept between runs: WORKBOOK_CACHE, or pico-llm in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("WORKBOOK_CACHE") or Path(home) / "pico-llm")
 
 
 def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_size: int) -> list[Tensor]:
@@ -116,30 +155,42 @@ def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_si
     return sequences
 
 
-def load_stories(source: str | Path = "builtin", split: str = "train", limit: int = 2000, seed: int = 0) -> list[str]:
-    """Up to `limit` stories. `split` is "train" or "validation"; no story is in both.
+def load_stories(
+    source: str | Path = "builtin", split: str = "train", limit: int | None = 2000, seed: int = 0
+) -> list[str]:
+    """Up to `limit` stories (None: all). `split` is "train" or "validation"; no story is in both.
 
     `source`: "builtin" expands data/story_grammar.json and "small" data/story_grammar_small.json (short
     stories in a few words, learnt in seconds), the same for the same seed; "hub" is TinyStories
-    (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>. Of
-    the built-in and of local stories one in ten is for validation.
+    (Eldan & Li 2023) through `datasets`; else a path to local text, stories separated by <|endoftext|>: a
+    file, of which, as of the built-in stories, one in ten is for validation, or a folder that holds train.txt and
+    valid.txt. A training story that is also among those given for validation is left out.
     ConnectionError where the hub cannot be reached, FileNotFoundError for a missing file, ValueError for
     another split or for text that is empty or not UTF-8.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
     grammars = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
+    if limit is None and source in grammars:
+        raise ValueError(f"the {source} stories never end; give a limit")
+    given = None  # or a function from the name of a split to its stories
     if source in grammars:
         stories = _grammar_stories(FOLDER / grammars[source], seed)
     elif source == "hub":
-        stories = _hub_stories(split)
+        given = _hub_stories
+    elif Path(source).is_dir():
+        given = functools.partial(_folder_stories, Path(source))
     else:
         stories = _local_stories(find_data(source))
+    held_back: set[str] = set()
+    if given:
+        stories = given(split)
+        held_back = set(given("validation")) if split == "train" else held_back
     chosen: dict[str, None] = {}  # a story once, in order
-    for story in itertools.islice(stories, 50 * limit):
+    for story in itertools.islice(stories, 50 * limit if limit else None):
         # One story in ten is for validation, by its own content: copies stay on one side.
         held_out = int(hashlib.sha256(story.encode()).hexdigest(), 16) % 10 == 0
-        if story and (source == "hub" or held_out == (split == "validation")):
+        if story and story not in held_back and (given or held_out == (split == "validation")):
             chosen[story] = None
         if len(chosen) == limit:
             break
@@ -172,12 +223,21 @@ def _local_stories(path: Path) -> Iterator[str]:
     yield from (story.strip() for row in rows for story in row["text"].split(ENDOFTEXT))
 
 
+def _folder_stories(folder: Path, split: str) -> Iterator[str]:
+    names = {"train": ["train.txt"], "validation": ["valid.txt", "validation.txt"]}[split]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no {names[0]}; expected train.txt and valid.txt, or give one file")
+    return _local_stories(found[0])
+
+
 def _hub_stories(split: str) -> Iterator[str]:
     import datasets
 
     try:
         rows = datasets.load_dataset("roneneldan/TinyStories", split=split, streaming=True)
-        yield from (row["text"].strip() for row in rows)
+        for row in tqdm(rows, f"{split} stories from the hub", unit="story", leave=False):
+            yield row["text"].strip()
     except (OSError, ConnectionError) as error:
         raise ConnectionError(
             f"TinyStories cannot be fetched from the hub ({type(error).__name__}); use the built-in stories "
@@ -188,7 +248,24 @@ def _hub_stories(split: str) -> Iterator[str]:
 def compact_vocabulary(sequences: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Renumber the ids that occur as 0 … V-1. The original ids are returned too: sequence = ids[compact]."""
     ids = torch.cat(list(sequences)).unique()
-    return [torch.searchsorted(ids, sequence) for sequence in sequences], ids
+    return renumber(sequences, ids), ids
+
+
+def renumber(sequences: Iterable[Tensor], ids: Tensor) -> list[Tensor]:
+    """Sequences in the numbers of the ascending `ids`. A token outside them becomes V: BLANK, which is no target."""
+    places = [torch.searchsorted(ids, sequence).clamp(max=len(ids) - 1) for sequence in sequences]
+    return [place.where(ids[place] == s, len(ids)) for place, s in zip(places, sequences, strict=True)]
+
+
+def bits_per_byte(loss: float, sequences: Iterable[Tensor], tokenizer) -> float:
+    """A loss in nats a token as bits a byte of UTF-8: it can be compared between vocabularies.
+
+    The bytes are those of the targets: all tokens but the first of each sequence and those outside the vocabulary.
+    """
+    targets = torch.cat([sequence[1:] for sequence in sequences])
+    targets, counts = targets[targets < tokenizer.n_vocab].unique(return_counts=True)
+    sizes = torch.tensor([len(tokenizer.decode_single_token_bytes(token)) for token in targets.tolist()])
+    return loss * counts.sum().item() / math.log(2) / (sizes * counts).sum().item()
 
 
 class CompactTokenizer:

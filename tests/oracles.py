@@ -9,19 +9,21 @@ import helpers
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def kgram(net_class, *, vocab_size=40, k=3, hidden_size=8, num_layers=1, embed_size=6, chunk_size=None, seed=0):
+def kgram(
+    net_class, *, vocab_size=40, k=3, hidden_size=8, num_layers=1, embed_size=6, chunk_size=None, seed=0, tied=False
+):
     """A small k-gram model of any of the designs."""
     torch.manual_seed(seed)
     sizes = (
         (hidden_size, num_layers) if net_class.__name__.startswith("OneHot") else (embed_size, hidden_size, num_layers)
     )
     net = net_class(vocab_size, k, *sizes)
-    return helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=chunk_size)
+    return helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=chunk_size, tied=tied)
 
 
-def lstm(vocab_size=40, embed_size=6, hidden_size=8, seed=0):
+def lstm(vocab_size=40, embed_size=6, hidden_size=8, seed=0, tied=False):
     torch.manual_seed(seed)
-    return helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size)
+    return helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size, tied=tied)
 
 
 def transformer(vocab_size=40, d_model=16, n_heads=2, n_blocks=2, seed=0, **options):

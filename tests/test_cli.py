@@ -75,6 +75,15 @@ def test_the_command_of_the_notes():
         "--seed 1",
         "--schedule cosine",
         "--bfloat16",
+        "--optimizer muon",
+        "--weight_decay 0.9 --learning_rate 0.1",
+        "--clip 0.001 --max_steps_per_epoch 4 --schedule cosine",
+        "--corpus_contexts",
+        "--corpus_contexts 1",
+        "--similar_lengths",
+        "--head tied",
+        "--compact",
+        "--samples 2",
         "--prompt 1",
         "--max_new_tokens 9",
         "--top_p 0.5",
@@ -126,7 +135,7 @@ def test_annotated_samples_hold_the_text_and_neighbours_of_each_new_token(run):
 
 def test_chunks_change_the_work_and_not_the_result(pico_llm, run):  # TRAPS 26
     args = pico_llm.build_parser().parse_args(["--kgram_chunk_size", "5"])
-    assert pico_llm.build_model("kgram", args).chunk_size == 5
+    assert pico_llm.build_model("kgram", args, 100).chunk_size == 5
     chunked, whole = (re.search(r"mean loss ([\d.]+)", run(more)).group(1) for more in ("--kgram_chunk_size 5", ""))
     assert float(chunked) == pytest.approx(float(whole), abs=2e-4)
 
@@ -143,7 +152,7 @@ def test_output_dir_keeps_losses_and_weights(run, tmp_path):  # TRAPS 24, 26
 def test_tied_weights_are_saved_once_and_come_back(pico_llm, run, tmp_path):  # TRAPS 24
     run(f"--models transformer --output_dir {tmp_path}")
     args = pico_llm.build_parser().parse_args(["--embed_size", "8"])
-    model = pico_llm.build_model("transformer", args)
+    model = pico_llm.build_model("transformer", args, 50_257)
     before = model.embedding.weight.clone()
     load_model(model, tmp_path / "transformer.safetensors")
     assert model.head.weight is model.embedding.weight and not torch.equal(before, model.embedding.weight)
@@ -203,6 +212,13 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--resume", "--resume needs --output_dir"),
         ("--budget_seconds 0", "--budget_seconds: 0 is out of range"),
         ("--schedule linear", "--schedule: invalid choice"),
+        ("--corpus_contexts 2", "--corpus_contexts: 2 is out of range"),
+        ("--corpus_contexts --tinystories_weight 0.5", "cannot mix files and stories"),
+        ("--validation_stories 10", "--validation_stories needs stories"),
+        ("--compact --prompt cat", "['cat'] not among the"),
+        ("--embedding_from absent.safetensors", "absent.safetensors"),
+        ("--optimizer sgd", "--optimizer: invalid choice"),
+        ("--label x --models lstm kgram", "--label names one model"),
         ("--epochs 99999999999999999999", "--epochs"),
         ("--embed_size 1000000", "allocate memory"),
         ("--tinystories_weight 0 --input_files", "leaves no text"),
@@ -240,3 +256,49 @@ def test_help_names_each_option(pico_llm):
     text = pico_llm.build_parser().format_help()
     for action in pico_llm.build_parser()._actions:
         assert action.help and action.option_strings[-1] in text
+
+
+STORIES = (
+    "--tinystories_weight 1 --stories small --max_stories 60 --block_size 40 --prompt Once --validation_stories 30"
+)
+
+
+def test_validation_and_records(run, workbook_out):  # TRAPS 26
+    shown = run(f"{STORIES} --compact --record tale --samples 2 --validate_every 1 --log_every 2")
+    found = re.search(r"validation: ([\d.]+) nats a token, perplexity .* order 4 ([\d.]+), mixed ([\d.]+)", shown)
+    net, counted, mixed = map(float, found.groups())
+    assert mixed <= counted < net  # two steps of training are no match for counts
+    run(f"{STORIES} --compact --record tale --seed 1 --label other")
+    runs = {path.stem: pd.read_csv(path) for path in (workbook_out / "runs").iterdir()}
+    assert sorted(runs) == ["tale", "tale_positions", "tale_samples", "tale_summary"]
+    summary = runs["tale_summary"].set_index("model")
+    assert summary.index.tolist() == ["kgram", "other"] and summary["seed"].tolist() == [0, 1]
+    assert summary.loc["kgram", "validation_loss"] == pytest.approx(net, abs=1e-4)
+    assert summary.loc["kgram", "vocab_size"] < 300 and summary["data_hash"].nunique() == 1
+    steps, samples = runs["tale"], runs["tale_samples"]
+    assert steps.query("model == 'kgram'")["step"].tolist() == [2] and steps["validation_loss"].notna().iloc[0]
+    assert samples.query("model == 'kgram'")["setting"].tolist() == ["greedy"] + ["p = 0.95"] * 2 + ["p = 1.0"] * 2
+    positions = runs["tale_positions"].query("model == 'kgram'")
+    weighted = (positions["loss"] * positions["targets"]).sum() / positions["targets"].sum()
+    assert weighted == pytest.approx(net, abs=1e-3) and positions["from"].tolist()[:4] == [1, 2, 3, 4]
+
+
+def test_a_model_starts_from_anothers_embedding(pico_llm, run, capsys, tmp_path):  # TRAPS 26
+    run(f"--models lstm --output_dir {tmp_path}")
+    table = load_file(tmp_path / "lstm.safetensors")["embedding.weight"]
+    options = ["--embed_size", "8", "--embedding_from", str(tmp_path / "lstm.safetensors")]
+    model = pico_llm.build_model("kgram", pico_llm.build_parser().parse_args(options), 50_257)
+    assert torch.equal(model.net.embedding.weight, table)
+    with pytest.raises(SystemExit):
+        pico_llm.main(shlex.split(QUICK) + [*options, "--embed_size", "9"])
+    assert "is (50257, 8); the kgram needs (50257, 9)" in capsys.readouterr().err
+
+
+def test_stories_of_a_folder_and_their_number(run, tmp_path):  # TRAPS 26
+    for name, start in (("train", 0), ("valid", 100)):
+        tales = "<|endoftext|>".join(f"Tale {i} ends well." for i in range(start, start + 50))
+        (tmp_path / f"{name}.txt").write_text(tales)
+    options = f"--tinystories_weight 1 --stories {tmp_path} --prompt Tale --compact --validation_stories 9"
+    assert "stories: 50 sequences" in (shown := run(options)) and "validation: 9 stories" in shown
+    assert "stories: 20 sequences" in run(f"{options} --max_stories 20")
+    assert re.search(r"[1-9]\d* validation tokens lie outside", shown)

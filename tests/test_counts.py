@@ -127,3 +127,24 @@ def test_wrong_orders_and_contexts_say_so():
         helpers.KneserNey(some_text(), 7, 0)
     with pytest.raises(ValueError, match="order 3 needs 2"):
         helpers.KneserNey(some_text(), 7, 3).probability(torch.tensor([[1]]), torch.tensor([1]))
+
+
+def test_a_token_outside_the_vocabulary_is_context_and_no_target():
+    windows = helpers.target_windows([torch.tensor([1, 2, 4, 0])], 2, 4)  # V = 4
+    assert windows.tolist() == [[4, 1, 2], [2, 4, 0]]
+
+
+def test_no_target_chooses_its_own_mixture():
+    half = torch.tensor([True] * 500 + [False] * 500)
+    first = torch.full((1000,), 0.4, dtype=torch.float64)
+    second = torch.where(half, 0.8, 0.1).double()  # better where half is true, worse elsewhere
+    loss, weight = helpers.mixed_loss(first, second, half)
+    # each half takes the weight that is best for the other: all on the model that is wrong here
+    assert loss == pytest.approx(-(math.log(0.4) + math.log(0.1)) / 2, abs=1e-3) and weight == pytest.approx(
+        0.5, abs=1e-3
+    )
+    rng = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(4000, generator=rng, dtype=torch.float64) for _ in range(2))
+    loss, weight = helpers.mixed_loss(first, second, torch.arange(4000) < 2000)
+    best = min(helpers.mix(first, second, w / 100) for w in range(1, 100))
+    assert best - 1e-9 <= loss < best + 1e-3 and 0.4 < weight < 0.6

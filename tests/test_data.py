@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 
 import pytest
@@ -120,6 +121,28 @@ def test_weighted_batches_follow_their_weights():
     assert len(drawn) == 400 and drawn.min() >= 200
 
 
+@pytest.mark.parametrize("weights", [None, [1.0] * 500])
+def test_batches_of_similar_lengths_hold_little_padding(weights):
+    lengths = torch.randint(2, 60, (500,), generator=torch.Generator().manual_seed(0)).tolist()
+    sequences = [torch.full((length,), number) for number, length in enumerate(lengths)]
+
+    def epoch(seed, similar):
+        options = {"blank": 999, "seed": seed, "similar_lengths": similar, "weights": weights}
+        return list(helpers.make_batches(sequences, 8, **options))
+
+    def padding(batches):
+        return sum((tokens == 999).sum().item() for tokens in batches) / sum(tokens.numel() for tokens in batches)
+
+    first, again, other = epoch(0, True), epoch(0, True), epoch(1, True)
+    assert len(first) == 63 and padding(first) < 0.15 < 0.3 < padding(epoch(0, False))
+    if weights is None:
+        assert sorted(torch.cat([tokens[0] for tokens in first]).tolist()) == list(range(500))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(first, other, strict=True) if a[0].shape == b[0].shape)
+    sizes = [tokens.shape[0] for tokens in first]
+    assert sizes != sorted(sizes)  # short batches do not come first
+
+
 @pytest.mark.parametrize("arguments", [([], 4), (sequences_of(3), 0)])
 def test_impossible_batches_say_so(arguments):
     with pytest.raises(ValueError, match="expected"):
@@ -175,9 +198,77 @@ def test_stories_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ConnectionError, match="built-in stories"):
         helpers.load_stories("hub")
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": " One day. "}, {"text": "One day."}])
+    hub = {"train": [" One day. ", "One day.", "Both."], "validation": ["Both.", "Kept."]}
+    fake = lambda *_, split, **__: [{"text": text} for text in hub[split]]  # noqa: E731
+    monkeypatch.setattr(datasets, "load_dataset", fake)
     assert helpers.load_stories("hub") == ["One day."]
+    assert helpers.load_stories("hub", "validation") == ["Both.", "Kept."]
+    with pytest.raises(ValueError, match="never end; give a limit"):
+        helpers.load_stories(limit=None)
     with pytest.raises(FileNotFoundError, match="absent"):
         helpers.load_stories("absent.txt")
     with pytest.raises(ValueError, match="split is 'test'"):
         helpers.load_stories(split="test")
+
+
+def test_a_folder_gives_the_split_and_no_story_is_on_both_sides(tmp_path):  # TRAPS 12
+    (tmp_path / "train.txt").write_text("<|endoftext|>".join(["A day.", "Both days.", "A day.", "B day."]))
+    with pytest.raises(FileNotFoundError, match=r"holds no valid\.txt; expected train\.txt and valid\.txt"):
+        helpers.load_stories(tmp_path, "validation")
+    (tmp_path / "valid.txt").write_text("Both days.\n<|endoftext|>\nC day.")
+    assert helpers.load_stories(tmp_path) == ["A day.", "B day."]
+    assert helpers.load_stories(tmp_path, limit=None) == ["A day.", "B day."]
+    assert helpers.load_stories(tmp_path, "validation") == ["Both days.", "C day."]
+
+
+def test_encoded_texts_are_kept_by_their_content(tmp_path, tokenizer):
+    class Counting:
+        n_vocab, calls = tokenizer.n_vocab, 0
+
+        def encode(self, text, **options):
+            self.calls += 1
+            return tokenizer.encode(text, **options)
+
+    counting = Counting()
+    texts = ["Once upon a time", "a", "The end <|endoftext|>", "Once upon a time"]
+    plain = helpers.encode_texts(texts, tokenizer, 5)
+    first, second = (helpers.encode_texts(texts, counting, 5, cache=tmp_path / "new") for _ in range(2))
+    assert counting.calls == 3 and len(list((tmp_path / "new").iterdir())) == 1
+    for found in (first, second):
+        assert [s.tolist() for s in found] == [s.tolist() for s in plain] and found[0].dtype == torch.int64
+    assert len(plain) == 3 and plain[1][-1] == 50256  # "a" has nothing to predict
+    helpers.encode_texts([*texts, "more"], counting, 5, cache=tmp_path / "new")
+    helpers.encode_texts(texts, counting, 4, cache=tmp_path / "new")
+    assert counting.calls == 3 + 4 + 3  # another text, another block: encoded anew
+
+
+def test_parallel_encoding_equals_one_by_one(tokenizer):
+    stories = helpers.load_stories(limit=1500)
+    for found, story in zip(helpers.encode_texts(stories, tokenizer, 10**6), stories, strict=True):
+        assert found.tolist() == tokenizer.encode(story)
+
+
+def test_the_cache_lies_where_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBOOK_CACHE", str(tmp_path))
+    assert helpers.cache_folder() == tmp_path
+    monkeypatch.delenv("WORKBOOK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert helpers.cache_folder() == tmp_path / "home" / "pico-llm"
+
+
+def test_tokens_outside_a_compact_vocabulary_become_blank(tokenizer):
+    _, ids = helpers.compact_vocabulary([torch.tensor([7, 9, 30])])
+    assert helpers.renumber([torch.tensor([30, 8, 7, 50000, 9])], ids)[0].tolist() == [2, 3, 0, 3, 1]
+
+
+def test_bits_per_byte_counts_the_bytes_of_the_targets(tokenizer):
+    sequences = [torch.tensor(tokenizer.encode("The cat sat. 🦜"))]
+    first = len(tokenizer.decode_single_token_bytes(int(sequences[0][0])))
+    size, targets = len("The cat sat. 🦜".encode()) - first, len(sequences[0]) - 1
+    assert helpers.bits_per_byte(math.log(2), sequences, tokenizer) == pytest.approx(targets / size)
+    compact, ids = helpers.compact_vocabulary(sequences)
+    words = helpers.CompactTokenizer(tokenizer, ids)
+    assert helpers.bits_per_byte(math.log(2), compact, words) == pytest.approx(targets / size)
+    compact[0][2] = len(ids)  # BLANK: neither a target nor its bytes
+    lost = len(tokenizer.decode_single_token_bytes(int(sequences[0][2])))
+    assert helpers.bits_per_byte(math.log(2), compact, words) == pytest.approx((targets - 1) / (size - lost))

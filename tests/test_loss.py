@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import kgram, loop_loss, lstm, random_tokens
+from oracles import kgram, loop_loss, lstm, random_tokens, transformer
 from torch import nn
 
 import helpers
@@ -171,3 +171,56 @@ def test_bfloat16_changes_the_head_by_its_rounding_and_no_more():
     assert narrow.dtype == torch.float32 and 0 < abs(narrow.item() - wide.item()) < wide.item() / 256  # its 8 bits
     for name, weight in model.named_parameters():
         assert (weight.grad - gradients[name]).norm() < 0.03 * gradients[name].norm(), name
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_contexts_of_the_text_give_its_expected_loss_and_gradient(power):
+    """Over all draws, each with its chance, the loss and its gradient are those of the whole text."""
+    sequences = [random_tokens(length, 1, vocab_size=5, seed=length)[:, 0] for length in range(2, 20)]
+    model = kgram(helpers.EmbeddingMLP, vocab_size=5, k=2)
+    contexts = helpers.CorpusContexts(sequences, 2, 5)
+    assert contexts.total.sum() == sum(len(sequence) - 1 for sequence in sequences) == contexts.count.sum()
+    chance = contexts.total.double() ** power / (contexts.total.double() ** power).sum()
+    batch = contexts.batches(len(contexts), power=power)
+    losses = [helpers.context_loss(model, batch.collate_fn([number])) for number in range(len(contexts))]
+    expected = sum(p.item() * loss for p, loss in zip(chance, losses, strict=True))
+    plain = helpers.next_token_loss(model, helpers.pad_batch(sequences, 5))
+    assert abs(expected.item() - plain.item()) < 1e-5
+    for ours, theirs in zip(*(torch.autograd.grad(x, model.parameters()) for x in (expected, plain)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_batches_of_contexts_follow_their_chances_and_repeat_by_seed():
+    sequences = [random_tokens(40, 1, vocab_size=3, seed=seed)[:, 0] for seed in range(20)]
+    contexts = helpers.CorpusContexts(sequences, 1, 3)
+    assert len(contexts) == 3 and helpers.count_targets(contexts.batches(3).collate_fn([0, 1, 2])) == 780
+
+    first, again, other = (list(contexts.batches(2, seed=seed)) for seed in (0, 0, 1))
+    assert [len(batch.contexts) for batch in first] == [2, 1]
+    assert all(torch.equal(a.contexts, b.contexts) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a.contexts, b.contexts) for a, b in zip(first, other, strict=True))
+    assert all((batch.row.diff() >= 0).all() and batch.row.max() < len(batch.contexts) for batch in first)
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        contexts.batches(4, power=1.5)
+    skewed = helpers.CorpusContexts([torch.tensor([0] * 90 + [1] * 10)], 1, 2)
+    shares = {}
+    for power in (0.0, 0.5, 1.0):
+        rows = torch.cat([b.contexts for s in range(400) for b in skewed.batches(2, power=power, seed=s)])
+        shares[power] = (rows == 1).float().mean().item()  # 9 of the 99 contexts
+    assert [abs(shares[0.0] - 1 / 2) < 0.05, abs(shares[0.5] - 3 / (3 + 90**0.5)) < 0.05] == [True, True]
+    assert abs(shares[1.0] - 1 / 11) < 0.05
+
+
+@pytest.mark.parametrize("make", [lstm, transformer, lambda: kgram(helpers.EmbeddingMLP)])
+def test_each_targets_log_probability_is_the_models(make):
+    model = make()
+    sequences = [random_tokens(length, 1, seed=length)[:, 0] for length in (7, 2, 12, 5)]
+    sequences[2][4] = model.blank  # a token outside the vocabulary
+    found = helpers.target_log_probabilities(model, sequences, batch_size=3)
+    for ours, sequence in zip(found, sequences, strict=True):
+        log_p = model(sequence[:-1, None])[:, 0].log_softmax(-1)
+        for t, target in enumerate(sequence[1:].tolist()):
+            assert math.isnan(ours[t]) if target == model.blank else abs(ours[t] - log_p[t, target]) < 1e-5
+    flat = torch.cat(found)
+    whole = helpers.evaluate(model, [helpers.pad_batch(sequences, model.blank)])
+    assert abs(-flat.nanmean().item() - whole["loss"]) < 1e-5 and (~flat.isnan()).sum() == whole["tokens"]

@@ -25,11 +25,12 @@ TRANSFORMERS = {
 }
 
 
-@pytest.fixture(params=[*KGRAM_NETS, "LSTM", *TRANSFORMERS])
+@pytest.fixture(params=[*KGRAM_NETS, "EmbeddingMLP, tied", "LSTM", "LSTM, tied", *TRANSFORMERS])
 def any_model(request, designs):
     if request.param in TRANSFORMERS:
         return transformer(**TRANSFORMERS[request.param])
-    return lstm() if request.param == "LSTM" else kgram(getattr(designs, request.param))
+    name, *tied = request.param.split(", ")
+    return lstm(tied=bool(tied)) if name == "LSTM" else kgram(getattr(designs, name), tied=bool(tied))
 
 
 @pytest.fixture(params=KGRAM_NETS)
@@ -149,6 +150,7 @@ def test_first_loss_is_near_ln_v(designs, seed):  # TRAPS 13: public runs start 
     sizes = {"vocab_size": 2000, "embed_size": 64, "hidden_size": 64, "seed": seed}
     models = [kgram(getattr(designs, name), **sizes) for name in KGRAM_NETS] + [lstm(**sizes)]
     models += [helpers.TransformerModel(2000, 64, 4, 2, **options) for options in TRANSFORMERS.values()]
+    models += [kgram(designs.EmbeddingMLP, tied=True, **sizes), lstm(tied=True, **sizes)]
     for model in models:
         assert abs(helpers.next_token_loss(model, tokens).item() - math.log(2000)) < 0.3
 

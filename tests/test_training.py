@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from oracles import kgram, lstm, random_tokens
+from oracles import kgram, lstm, random_tokens, transformer
 
 import helpers
 from helpers import EmbeddingMLP
@@ -47,6 +47,7 @@ def test_each_option_of_training_changes_the_losses():  # TRAPS 26
         {"weight_decay": 1.0},
         {"clip": 0.01},
         {"bfloat16": True},
+        {"optimizer": "muon"},
         {"budget_tokens": 60, "schedule": "cosine"},
     ],
     ids=str,
@@ -80,17 +81,26 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("stopped_at", [5, 11, 14])  # before, between and on the saved steps
-@pytest.mark.parametrize("weighted", [False, True])
-def test_after_a_kill_the_losses_are_those_of_an_unbroken_run(tmp_path, stopped_at, weighted):
+@pytest.mark.parametrize("kind", ["plain", "weighted, muon", "similar lengths, log rows of 3", "contexts"])
+def test_after_a_kill_the_losses_are_those_of_an_unbroken_run(tmp_path, stopped_at, kind):
     sequences = [random_tokens(8, 1, seed=seed)[:, 0] for seed in range(30)]  # 8 batches an epoch
 
     def run(checkpoint, on_step=None):
-        weights = [1 + i for i in range(30)] if weighted else None
-        batches = helpers.make_batches(sequences, 4, blank=40, seed=3, weights=weights)
+        more = {"weights": [1 + i for i in range(30)]} if "weighted" in kind else {}
+        batches = helpers.make_batches(sequences, 4, blank=40, seed=3, similar_lengths="similar" in kind, **more)
+        more = {"optimizer": "muon"} if "muon" in kind else {"log_every": 3} if "log" in kind else {}
+        if kind == "contexts":
+            batches = helpers.CorpusContexts(sequences, 3, 40).batches(20, seed=3)  # 11 batches an epoch
+            more = {"loss_fn": helpers.context_loss}
         options = {"steps": 20, "schedule": "cosine", "warm_up_share": 0.2, "clip": 1.0, "learning_rate": 1e-2}
         valid = {"validation": batches_of(2), "validate_every": 6, "save_every": 7, "progress": False}
-        model = lstm()
-        frame = helpers.train(model, batches, checkpoint=checkpoint, on_step=on_step, **options, **valid)
+        model = kgram(EmbeddingMLP) if kind == "contexts" else lstm()
+        log = tmp_path / "log.csv"
+        frame = helpers.train(
+            model, batches, checkpoint=checkpoint, on_step=on_step, log=log, **options, **valid, **more
+        )
+        written = pd.read_csv(log)
+        pd.testing.assert_frame_equal(written[["step", "loss"]], frame[["step", "loss"]])
         return frame[["step", "tokens", "loss", "validation_loss"]], model
 
     def kill(row):
@@ -296,3 +306,45 @@ def test_set_up_seeds_and_sets_threads():
 def test_peak_memory_sees_a_tensor():
     peak = helpers.peak_memory(lambda: torch.ones(30_000_000))
     assert math.isnan(peak) or 100e6 < peak < 300e6
+
+
+def test_rows_are_written_as_they_come_and_add_up(tmp_path):
+    seen = []
+
+    def look(row):
+        seen.append((row["step"], len(pd.read_csv(tmp_path / "log.csv"))))
+
+    options = {"steps": 11, "progress": False, "learning_rate": 1e-2}
+    every = helpers.train(lstm(), batches_of(), on_step=look, log=tmp_path / "log.csv", **options)
+    assert seen == [(step, step) for step in range(1, 12)]
+    seen.clear()
+    fourth = helpers.train(lstm(), batches_of(), on_step=look, log=tmp_path / "log.csv", log_every=4, **options)
+    assert [rows for _, rows in seen] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert len(pd.read_csv(tmp_path / "log.csv")) == 3  # the last row, not full, at the end
+    assert fourth["step"].tolist() == [4, 8, 11] and fourth["tokens"].tolist() == [60, 60, 45]
+    losses = every["loss"].tolist()
+    expected = [sum(losses[:4]) / 4, sum(losses[4:8]) / 4, sum(losses[8:]) / 3]
+    assert fourth["loss"].tolist() == pytest.approx(expected)
+    assert fourth["elapsed_s"].iloc[-1] == pytest.approx(fourth["step_s"].sum())
+
+
+def test_muon_takes_the_inner_matrices_and_adamw_the_rest(monkeypatch):
+    model = transformer()
+    adamw, muon = helpers.make_optimizers(model, "muon", 0.1, 0.2)
+    inner = {id(w) for group in muon.param_groups for w in group["params"]}
+    assert inner == {id(w) for name, w in model.named_parameters() if w.ndim == 2 and "blocks" in name}
+    rest = [w for group in adamw.param_groups for w in group["params"]]
+    assert len(inner) + len(rest) == len(list(model.parameters())) and not inner & {id(w) for w in rest}
+    with pytest.raises(ValueError, match="expected 'adamw' or 'muon'"):
+        helpers.make_optimizers(model, "sgd", 0.1, 0)
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match="needs torch 2.9 or newer"):
+        helpers.make_optimizers(model, "muon", 0.1, 0)
+
+
+def test_runs_are_added_to(workbook_out):
+    row = {"model": "a", "seed": 0, "loss": 1.0}
+    helpers.add_to_run(pd.DataFrame([row, row]), "many")
+    helpers.add_to_run(pd.DataFrame([row | {"seed": 1}]), "many")
+    helpers.add_to_run(pd.DataFrame([row | {"loss": 2.0}]), "many")  # replaces both rows of its model and seed
+    assert sorted(helpers.load_runs("many")["loss"]) == [1.0, 2.0]
