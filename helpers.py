@@ -141,6 +141,7 @@ class SequenceModel(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
         self.vocab_size = vocab_size
+        self.dropout = nn.Dropout(0.0)  # of the last hidden state; set its p
         self.project: nn.Module = nn.Identity()
         self.head = nn.Linear(hidden_size, vocab_size)
 
@@ -215,8 +216,7 @@ class SequenceModel(nn.Module):
 class KGramMLPSeqModel(SequenceModel):
     """Predicts the next token from the last k: `net` maps contexts (N, k) to (N, net.hidden_size).
 
-    `chunk_size` is the number of contexts that go through the net at once (None: all). `tied`: the head shares
-    the table `net.embedding`.
+    `chunk_size`: contexts that go through the net at once (None: all). `tied`: the head shares `net.embedding`.
     """
 
     def __init__(self, net: nn.Module, *, vocab_size: int, k: int, chunk_size: int | None = None, tied: bool = False):
@@ -243,7 +243,7 @@ class KGramMLPSeqModel(SequenceModel):
                 f"{type(self.net).__name__} gave shape {tuple(hidden.shape)} for {len(contexts)} contexts; expected "
                 f"({len(contexts)}, {self.net.hidden_size}), a row of hidden_size numbers for each context"
             )
-        return self.project(hidden)
+        return self.project(self.dropout(hidden))
 
     def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(T, B) -> rows (R, H), one for each distinct context of the batch, and index (T*B,)."""
@@ -286,10 +286,7 @@ class EmbeddingMLP(nn.Module):
 
 
 class LSTMSeqModel(SequenceModel):
-    """Embedding -> one LSTM layer (Hochreiter & Schmidhuber 1997) -> head. Sees every token so far.
-
-    `tied`: the head shares the embedding's table.
-    """
+    """Embedding -> one LSTM layer (Hochreiter & Schmidhuber 1997) -> head, `tied` to the embedding or not."""
 
     def __init__(self, vocab_size: int, embed_size: int, hidden_size: int, *, tied: bool = False):
         super().__init__(vocab_size, hidden_size)
@@ -300,7 +297,7 @@ class LSTMSeqModel(SequenceModel):
 
     def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
         self.check_tokens(tokens)
-        return self.project(self.lstm(self.embedding(tokens))[0])
+        return self.project(self.dropout(self.lstm(self.embedding(tokens))[0]))
 
     def start(self, batch_size: int) -> tuple[Tensor, Tensor]:
         zeros = torch.zeros(1, batch_size, self.lstm.hidden_size, device=self.device)
@@ -429,7 +426,7 @@ class TransformerModel(SequenceModel):
 
     def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
         self.check_tokens(tokens)
-        return self.extend(tokens, self.start(tokens.shape[1]))[0]
+        return self.dropout(self.extend(tokens, self.start(tokens.shape[1]))[0])
 
     def extend(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
         """(T, B) tokens after those of the state -> hidden states (T, B, H) and the next state."""
@@ -605,7 +602,7 @@ def target_log_probabilities(model: SequenceModel, sequences: Sequence[Tensor], 
 # ==== 3. Training and comparison ======================================================================
 
 LossFunction = Callable[[SequenceModel, Tensor], Tensor]
-STEP_COLUMNS = ["run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s", "warm_up"]
+STEP_COLUMNS = ["run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s", "warm_up", "validation_loss"]
 
 
 def compare(
@@ -694,26 +691,25 @@ def rate_factor(progress: float, warm_up: float, schedule: str) -> float:
 def make_optimizers(
     model: SequenceModel, name: str, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights ("adamw"), or Muon for the matrices between the tables and AdamW for the rest ("muon").
+    """AdamW (Loshchilov & Hutter 2019), or with name "muon" Muon for the matrices between embedding and head.
 
-    AdamW: Loshchilov & Hutter 2019, decay on matrices alone. Muon: Jordan et al. 2024, an update with all singular
-    values about 1, scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
+    Weight decay acts on matrices. Muon (Jordan et al. 2024) makes all singular values of an update about 1; scaled to
+    the size of AdamW's (Liu et al. 2025), it takes twice the learning rate here.
     """
     if name not in ("adamw", "muon"):
         raise ValueError(f"optimizer is {name!r}; expected 'adamw' or 'muon'")
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    tables |= {id(weight) for weight in model.head.parameters()}
-    weights = list(model.parameters())
-    inner = [w for w in weights if name == "muon" and w.ndim == 2 and id(w) not in tables]
-    left = [w for w in weights if all(w is not other for other in inner)]
-    matrices, others = ([w for w in left if (w.ndim > 1) is tall] for tall in (True, False))
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)] + [model.head.weight]
+    inner, matrices, others = [], [], []
+    for w in model.parameters():
+        in_table = any(w is table for table in tables)
+        (others if w.ndim < 2 else inner if name == "muon" and w.ndim == 2 and not in_table else matrices).append(w)
     groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, learning_rate, weight_decay=weight_decay, fused=True)]
     if inner:
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, here is {torch.__version__}; use 'adamw'")
-        options = {"weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(inner, learning_rate, **options))
+        options = {"lr": 2 * learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        optimizers.append(torch.optim.Muon(inner, **options))
     return optimizers
 
 
@@ -761,8 +757,8 @@ class _Training:
             row |= {"loss": loss / row["tokens"], "warm_up": last["warm_up"]}
         self.rows.append(row)
 
-    def write_rows(self, path: Path, rows: list[dict], mode: str) -> None:
-        frame = pd.DataFrame(rows, columns=[*STEP_COLUMNS, "validation_loss"])
+    def write_rows(self, path: str | Path, rows: list[dict], mode: str) -> None:
+        frame = pd.DataFrame(rows, columns=STEP_COLUMNS)
         frame.to_csv(path, index=False, mode=mode, header=mode == "w", lineterminator="\n")
 
     def validate(self, batches: Iterable[Tensor]) -> None:
@@ -777,7 +773,12 @@ class _Training:
         if self.path:
             state = {"model": self.model.state_dict(), "counts": self.counts}
             state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-            state |= {"order": self.order, "best_weights": self.best_weights, "rows": self.rows}
+            state |= {
+                "random": torch.get_rng_state(),
+                "order": self.order,
+                "best_weights": self.best_weights,
+                "rows": self.rows,
+            }
             partial = self.path.with_suffix(".partial")
             torch.save(state, partial)
             partial.replace(self.path)
@@ -793,6 +794,7 @@ class _Training:
                 f"{self.path} is of another model; give the sizes it was made with, or delete it"
             ) from error
         self.counts, self.rows, self.best_weights = state["counts"], state["rows"], state["best_weights"]
+        torch.set_rng_state(state["random"].cpu())  # of dropout
         self.order = state["order"].cpu() if state["order"] is not None else None
 
 
@@ -843,19 +845,22 @@ def train(
     if not limits or min(limits.values()) <= 0 or schedule not in ("constant", "cosine"):
         raise ValueError(f"{limits}, {schedule!r}; expected steps, seconds or tokens above 0, and constant or cosine")
     optimizers = make_optimizers(model, optimizer, learning_rate, weight_decay)
+    rates = [group["lr"] for each in optimizers for group in each.param_groups]
     training = _Training(model, batches, optimizers, limits, checkpoint)
     if training.path and training.path.exists():
         training.load()
+    groups = [group for each in optimizers for group in each.param_groups]  # loading puts new ones in their place
     if log:
-        training.write_rows(Path(log), training.rows[: training.counts["step"] // log_every], "w")
+        training.write_rows(log, training.rows[: training.counts["step"] // log_every], "w")
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
     style = {"leave": False, "disable": hidden, "bar_format": "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"}
     with tqdm(total=1.0, desc=run, **style) as bar:
         try:
             stream = training.stream(max_steps_per_epoch)
             while training.progress < 1:
-                for group in itertools.chain.from_iterable(each.param_groups for each in optimizers):
-                    group["lr"] = learning_rate * rate_factor(training.progress, warm_up_share, schedule)
+                factor = rate_factor(training.progress, warm_up_share, schedule)
+                for group, rate in zip(groups, rates, strict=True):
+                    group["lr"] = rate * factor
                 batch = next(stream).to(model.device)
                 loss, step_s = _training_step(model.train(), batch, optimizers, loss_fn, clip, bfloat16)
                 step = training.counts["step"] + 1
@@ -868,7 +873,7 @@ def train(
                 if validation is not None and (training.progress >= 1 or step % validate_every == 0):
                     training.validate(validation)
                 if log and step % log_every == 0:
-                    training.write_rows(Path(log), training.rows[-1:], "a")
+                    training.write_rows(log, training.rows[-1:], "a")
                 if step % save_every == 0:
                     training.save()
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
@@ -879,7 +884,7 @@ def train(
             warnings.warn(f"{name}: stopped after step {training.counts['step']}; that much is kept", stacklevel=2)
     training.save()
     if log:
-        training.write_rows(Path(log), training.rows, "w")  # the last row too, which may not be full
+        training.write_rows(log, training.rows, "w")  # the last row too, which may not be full
     if training.best_weights is not None:
         model.load_state_dict(training.best_weights)
     return pd.DataFrame(training.rows)

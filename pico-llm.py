@@ -182,6 +182,21 @@ def build_parser() -> Parser:
         help="train the k-gram on the distinct contexts of the whole text, --batch_size a step, drawn with probability "
         "~ count^A (A: 0.5); an epoch draws as many as there are",
     )
+    training.add_argument(
+        "--blanks",
+        type=number(float, 0, 1),
+        default=0.0,
+        metavar="S",
+        help="share of the --corpus_contexts that show only their newest tokens, against overfitting "
+        "(default: %(default)s)",
+    )
+    training.add_argument(
+        "--dropout",
+        type=number(float, 0, 0.99),
+        default=0.0,
+        metavar="S",
+        help="share of the last hidden state that training drops (default: %(default)s)",
+    )
     training.add_argument("--max_steps_per_epoch", type=count, metavar="N", help="cut each epoch short (default: no)")
     training.add_argument(
         "--batch_size", type=count, default=32, metavar="B", help="sequences a step (default: %(default)s)"
@@ -301,11 +316,11 @@ class Text:
         self.tokenizer, self.vocab_size, self.k = tokenizer, vocab_size, k
 
     @functools.cached_property
-    def kneser_ney(self) -> torch.Tensor:
-        """The probability that modified Kneser-Ney with k tokens of context gives each validation target."""
+    def kneser_ney(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Modified Kneser-Ney on validation: each target's probability, and how often its context was seen."""
         windows = helpers.target_windows(self.validation, self.k, self.vocab_size)
         counts = helpers.KneserNey(self.sequences, self.vocab_size, self.k + 1)
-        return counts.probability(windows[:, :-1], windows[:, -1])
+        return counts.probability(windows[:, :-1], windows[:, -1]), counts.times_seen(windows[:, :-1])
 
     @functools.cached_property
     def digest(self) -> str:
@@ -408,7 +423,7 @@ def make_training(name: str, text: Text, args: argparse.Namespace) -> dict:
             raise ValueError("--corpus_contexts takes each sequence once; it cannot mix files and stories by weight")
         contexts = helpers.CorpusContexts(text.sequences, args.kgram_k, text.vocab_size)
         print(f"{len(contexts):,} distinct contexts of {args.kgram_k} tokens among {int(contexts.total.sum()):,}")
-        batches = contexts.batches(args.batch_size, power=args.corpus_contexts, seed=args.seed)
+        batches = contexts.batches(args.batch_size, power=args.corpus_contexts, blanks=args.blanks, seed=args.seed)
         return {"batches": batches, "loss_fn": helpers.context_loss}
     options = {"blank": text.vocab_size, "seed": args.seed, "weights": text.weights}
     options["similar_lengths"] = args.similar_lengths
@@ -420,13 +435,13 @@ def measure(model, text: Text) -> tuple[dict, pd.DataFrame]:
     nats = helpers.target_log_probabilities(model, text.validation)
     by_position = torch.nn.utils.rnn.pad_sequence(nats, padding_value=math.nan)  # (T, stories)
     nats = torch.cat(nats)
-    net, counted = nats[~nats.isnan()].double().exp(), text.kneser_ney
+    net, (counted, seen) = nats[~nats.isnan()].double().exp(), text.kneser_ney
     half = torch.arange(len(net)) < len(net) // 2
     loss = -net.log().mean().item()
     found = {"validation_loss": loss, "perplexity": math.exp(loss)}
     found["bits_per_byte"] = helpers.bits_per_byte(loss, text.validation, text.tokenizer)
     found |= {"kneser_ney_order": text.k + 1, "kneser_ney_loss": -counted.log().mean().item()}
-    found["mixed_loss"], found["mix_weight"] = helpers.mixed_loss(net, counted, half)
+    found["mixed_loss"], found["mix_weight"] = helpers.mixed_loss(net, counted, half, seen)
     edges = [*range(8), *(2**n for n in range(3, 20))]
     rows = []
     for begin, end in itertools.pairwise(edge for edge in edges if edge < len(by_position)):
@@ -440,6 +455,7 @@ def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.d
     """Train one model, printing each epoch's mean loss and samples; save and record it where that is asked for."""
     torch.manual_seed(args.seed)
     model = build_model(name, args, text.vocab_size).to(device)
+    model.dropout.p = args.dropout
     training = make_training(name, text, args)
     steps = min(len(training["batches"]), args.max_steps_per_epoch or len(training["batches"]))
     size = helpers.count_parameters(model)
@@ -519,7 +535,18 @@ def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.d
         )
     if args.record:
         shown = ("embed_size", "hidden_size", "kgram_k", "num_inner_mlp_layers", "n_heads", "n_blocks", "batch_size")
-        shown += ("block_size", "optimizer", "learning_rate", "schedule", "corpus_contexts", "bfloat16", "stories")
+        shown += (
+            "block_size",
+            "optimizer",
+            "learning_rate",
+            "schedule",
+            "corpus_contexts",
+            "blanks",
+            "dropout",
+            "weight_decay",
+            "bfloat16",
+            "stories",
+        )
         row = helpers.summarise(frame).assign(**size, kind=name, vocab_size=text.vocab_size, peak_memory=peak)
         row = row.assign(**{key: getattr(args, key) for key in shown}, **helpers.describe_machine(device), **found)
         key = {"run": args.record, "model": args.label or name, "seed": args.seed}

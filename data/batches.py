@@ -129,6 +129,7 @@ class CorpusContexts:
     """A text as a k-gram needs it: each distinct context (U, k) once, with all its continuations and their counts."""
 
     def __init__(self, sequences: Iterable[Tensor], k: int, vocab_size: int):
+        self.blank = vocab_size
         windows = target_windows(sequences, k, vocab_size)
         self.contexts, index = distinct_contexts(windows[:, :k], vocab_size)
         pairs, self.count = torch.unique(index * vocab_size + windows[:, k], return_counts=True)
@@ -139,13 +140,16 @@ class CorpusContexts:
     def __len__(self) -> int:
         return len(self.total)
 
-    def batches(self, batch_size: int, *, power: float = 0.5, seed: int = 0) -> DataLoader:
+    def batches(self, batch_size: int, *, power: float = 0.5, blanks: float = 0.0, seed: int = 0) -> DataLoader:
         """Batches of contexts drawn with probability ~ count^power, each weighted by count^(1 - power).
 
-        Whatever `power` from 0 to 1 is, the expected loss and gradient are those of the whole text.
+        Whatever `power` from 0 to 1 is, the expected loss and gradient are those of the whole text. Of a share
+        `blanks` of the contexts only the newest 1 … k-1 tokens are shown, against overfitting: the net learns
+        shorter contexts too, which is what Kneser-Ney falls back to (Xie et al. 2017).
         """
-        if not 0 <= power <= 1 or batch_size < 1:
-            raise ValueError(f"power {power}, batch_size {batch_size}; expected 0 to 1, and 1 or more")
+        if not (0 <= power <= 1 and 0 <= blanks <= 1) or batch_size < 1:
+            raise ValueError(f"power {power}, blanks {blanks}, batch_size {batch_size}; expected 0 to 1, and 1 or more")
+        k, generator = self.contexts.shape[1], torch.Generator().manual_seed(seed)
         chance = self.total.double() ** power
         chance /= chance.sum()
 
@@ -157,9 +161,13 @@ class CorpusContexts:
             pair = torch.arange(len(row)) + first[row]
             weight = 1 / (chance[rows] * len(rows) * self.total.sum())  # one over the draws expected of a row
             share = (self.count[pair] * weight[row]).float()
-            return ContextBatch(self.contexts[rows], row, self.target[pair], share, int(self.total[rows].sum()))
+            contexts = self.contexts[rows]
+            if blanks and k > 1:
+                short = torch.rand(len(rows), generator=generator) < blanks
+                hidden = torch.randint(1, k, (len(rows),), generator=generator) * short  # oldest tokens
+                contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], self.blank)
+            return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
 
-        generator = torch.Generator().manual_seed(seed)
         sampler = WeightedRandomSampler(chance, len(self), generator=generator)
         return DataLoader(range(len(self)), batch_size, sampler=sampler, generator=generator, collate_fn=collate)
 

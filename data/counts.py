@@ -96,6 +96,7 @@ class KneserNey:
         )
         return {
             "pairs": pairs,
+            "total": total,
             "kept": (counts - taken) / total[context],
             "handed down": handed_down / total,
             "discounts": discounts,
@@ -116,6 +117,15 @@ class KneserNey:
             longer = level["kept"][pair] * found + level["handed down"][place] * probability
             probability = probability.where(~known, longer)
         return probability
+
+    def times_seen(self, contexts: Tensor) -> Tensor:
+        """How often the newest order - 1 tokens of contexts (M, order - 1 or more) occur in the text, (M,) float64."""
+        place = torch.zeros(len(contexts), dtype=torch.int64)
+        known = torch.ones_like(place, dtype=torch.bool)
+        for m in range(1, self.order):
+            place, found = look_up(self.context_keys[m], self.join(place, contexts.cpu()[:, -m]))
+            known &= found
+        return self.levels[-1]["total"][place] * known
 
     def loss(self, sequences: Iterable[Tensor]) -> float:
         """Mean nats a token over all targets of the sequences."""
@@ -148,16 +158,26 @@ def mix(first: Tensor, second: Tensor, weight: float) -> float:
     return -(weight * first + (1 - weight) * second).log().mean().item()
 
 
-def mixed_loss(first: Tensor, second: Tensor, half: Tensor, rounds: int = 50) -> tuple[float, float]:
+def mixed_loss(
+    first: Tensor, second: Tensor, half: Tensor, seen: Tensor | None = None, rounds: int = 50
+) -> tuple[float, float]:
     """The loss (nats a token) of two models' mixture, and the first one's mean weight.
 
     `first` and `second` are their probabilities of the targets. The weight of the targets where `half` is true is the
-    best one (by expectation-maximisation) where it is false, and the other way round: no target chooses its own.
+    best one (by expectation-maximisation) where it is false, and the other way round: no target chooses its own. With
+    `seen`, how often each target's context was counted, contexts seen 0, 1, 2 to 3, 4 to 7, … times have weights of
+    their own (Jelinek & Mercer 1980).
     """
+    group = torch.zeros_like(half, dtype=torch.int64)
+    if seen is not None:
+        group = seen.clamp(min=0.5).log2().floor().long() + 1
     weights = torch.full(half.shape, 0.5, dtype=first.dtype)
     for side in (half, ~half):
-        a, b, weight = first[side], second[side], 0.5
+        weight = torch.full((int(group.max()) + 1,), 0.5, dtype=first.dtype)
+        size = group[side].bincount(minlength=len(weight))
         for _ in range(rounds):
-            weight = (weight * a / (weight * a + (1 - weight) * b)).mean().item()
-        weights[~side] = weight
+            a = weight[group[side]] * first[side]
+            share = a / (a + (1 - weight[group[side]]) * second[side])
+            weight = torch.zeros_like(weight).index_add_(0, group[side], share) / size.clamp(min=1)
+        weights[~side] = weight.where(size > 0, 0.5)[group[~side]]
     return -(weights * first + (1 - weights) * second).log().mean().item(), weights.mean().item()

@@ -80,6 +80,8 @@ def test_the_command_of_the_notes():
         "--clip 0.001 --max_steps_per_epoch 4 --schedule cosine",
         "--corpus_contexts",
         "--corpus_contexts 1",
+        "--corpus_contexts --blanks 0.9",
+        "--dropout 0.5",
         "--similar_lengths",
         "--head tied",
         "--compact",

@@ -224,3 +224,15 @@ def test_each_targets_log_probability_is_the_models(make):
     flat = torch.cat(found)
     whole = helpers.evaluate(model, [helpers.pad_batch(sequences, model.blank)])
     assert abs(-flat.nanmean().item() - whole["loss"]) < 1e-5 and (~flat.isnan()).sum() == whole["tokens"]
+
+
+def test_blanks_hide_the_oldest_tokens_of_their_share():
+    sequences = [random_tokens(30, 1, seed=seed)[:, 0] for seed in range(60)]
+    contexts = helpers.CorpusContexts([sequence[3:] for sequence in sequences], 3, 40)
+    shown = torch.cat([batch.contexts for batch in contexts.batches(50, blanks=0.4)])
+    blank = shown == 40
+    assert (blank[:, :-1].int().diff(dim=1) <= 0).all() and not blank[
+        :, -1
+    ].any()  # from the oldest on, never the newest
+    plain = torch.cat([batch.contexts for batch in contexts.batches(50)]) == 40
+    assert abs((blank.any(1).float().mean() - plain.any(1).float().mean()).item() - 0.4) < 0.05
