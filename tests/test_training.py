@@ -333,6 +333,7 @@ def test_rows_are_written_as_they_come_and_add_up(tmp_path):
 def test_muon_takes_the_inner_matrices_and_adamw_the_rest(monkeypatch):
     model = transformer()
     adamw, muon = helpers.make_optimizers(model, "muon", 0.1, 0.2)
+    assert [group["lr"] for group in (*adamw.param_groups, *muon.param_groups)] == [0.1, 0.1, 0.2]
     inner = {id(w) for group in muon.param_groups for w in group["params"]}
     assert inner == {id(w) for name, w in model.named_parameters() if w.ndim == 2 and "blocks" in name}
     rest = [w for group in adamw.param_groups for w in group["params"]]
