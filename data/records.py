@@ -117,7 +117,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         q1, median, q3 = (timed["tokens"] / timed["step_s"]).quantile([0.25, 0.5, 0.75])
         return pd.Series(
             {
-                "steps": len(steps),
+                "steps": steps["step"].iloc[-1],
                 "tokens": steps["tokens"].sum(),
                 "mean_loss": steps["loss"].mean(),
                 "final_loss": steps["loss"].iloc[-1],
@@ -130,7 +130,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
             dtype=object,
         )
 
-    groups = frame.groupby(["run", "model", "seed"], sort=False)[["tokens", "loss", "step_s", "warm_up"]]
+    groups = frame.groupby(["run", "model", "seed"], sort=False)[["step", "tokens", "loss", "step_s", "warm_up"]]
     return groups.apply(run_row).infer_objects().reset_index()
 
 
