@@ -150,13 +150,14 @@ def test_no_target_chooses_its_own_mixture():
     assert best - 1e-9 <= loss < best + 1e-3 and 0.4 < weight < 0.6
 
 
-def test_contexts_seen_more_often_may_have_a_weight_of_their_own():
+@pytest.mark.parametrize("rare, often", [(0, 5), (0, 1), (1, 2), (3, 4)])
+def test_contexts_seen_more_often_may_have_a_weight_of_their_own(rare, often):
     text = [torch.tensor([0, 1, 2, 0, 1, 3, 0, 1, 2, 4])]
     model = helpers.KneserNey(text, 5, 3)
     assert model.times_seen(torch.tensor([[0, 1], [1, 2], [2, 2], [4, 0], [5, 0]])).tolist() == [3, 2, 0, 0, 1]
-    half, seen = torch.arange(400) % 2 == 0, torch.tensor([0, 5]).repeat_interleave(200)
-    first = torch.where(seen == 0, 0.5, 0.1).double()  # better where the context is new
-    second = torch.where(seen == 0, 0.1, 0.5).double()
+    half, seen = torch.arange(400) % 2 == 0, torch.tensor([rare, often]).repeat_interleave(200)
+    first = torch.where(seen == rare, 0.5, 0.1).double()  # better where the context is rare
+    second = torch.where(seen == rare, 0.1, 0.5).double()
     alike, weight = helpers.mixed_loss(first, second, half)
     apart, _ = helpers.mixed_loss(first, second, half, seen)
     assert alike == pytest.approx(-math.log(0.3), abs=1e-6) and weight == pytest.approx(0.5)

@@ -140,7 +140,7 @@ def test_batches_of_similar_lengths_hold_little_padding(weights):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(first, other, strict=True) if a[0].shape == b[0].shape)
     sizes = [tokens.shape[0] for tokens in first]
-    assert sizes != sorted(sizes)  # short batches do not come first
+    assert sizes[:50] != sorted(sizes[:50])  # short batches do not come first
 
 
 @pytest.mark.parametrize("arguments", [([], 4), (sequences_of(3), 0)])
