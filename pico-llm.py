@@ -444,7 +444,7 @@ def measure(model, text: Text) -> tuple[dict, pd.DataFrame]:
     found["mixed_loss"], found["mix_weight"] = helpers.mixed_loss(net, counted, half, seen)
     edges = [*range(8), *(2**n for n in range(3, 20))]
     rows = []
-    for begin, end in itertools.pairwise(edge for edge in edges if edge < len(by_position)):
+    for begin, end in itertools.pairwise([*(edge for edge in edges if edge < len(by_position)), len(by_position)]):
         losses = -by_position[begin:end]
         losses = losses[~losses.isnan()]
         rows.append({"from": begin + 1, "to": end, "targets": len(losses), "loss": losses.mean().item()})
@@ -521,7 +521,7 @@ def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.d
     drawn = []
     if args.budget_seconds:
         print(f"{made} steps, {frame['tokens'].sum():,} tokens in {frame['step_s'].sum():.1f} s")
-    if made % steps or (args.record and args.samples):  # an epoch was left unfinished, and with it its samples
+    if made % steps or args.record:  # an epoch was left unfinished, and with it its samples
         drawn = draw_samples(model, text.tokenizer, args, generator)
     if args.output_dir:
         save_model(model, str(args.output_dir / f"{name}.safetensors"))
@@ -574,9 +574,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
     print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
     text = read_data(args)
-    text.tokenizer.encode(
-        args.prompt, allowed_special="all"
-    )  # a word outside the vocabulary is an error now, not later
+    text.tokenizer.encode(args.prompt, allowed_special="all")  # an unknown word is an error now, not after training
     for name in args.models:
         train_model(name, text, args, device)
 

@@ -283,6 +283,7 @@ def test_validation_and_records(run, workbook_out):  # TRAPS 26
     positions = runs["tale_positions"].query("model == 'kgram'")
     weighted = (positions["loss"] * positions["targets"]).sum() / positions["targets"].sum()
     assert weighted == pytest.approx(net, abs=1e-3) and positions["from"].tolist()[:4] == [1, 2, 3, 4]
+    assert positions["to"].max() == 39  # the last span ends where the longest story does
 
 
 def test_a_model_starts_from_anothers_embedding(pico_llm, run, capsys, tmp_path):  # TRAPS 26
