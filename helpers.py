@@ -124,12 +124,12 @@ def context_windows(tokens: Tensor, k: int, blank: int) -> Tensor:
     return torch.cat([history, tokens]).unfold(0, k, 1)
 
 
-def _head_logits(hidden: Tensor, head_weight: Tensor, head_bias: Tensor) -> Tensor:
-    """(..., H) -> (..., V). Without gradients on a CPU by oneDNN, which is about twice as fast as the default there."""
-    on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`nn.functional.linear`; without gradients on a CPU by oneDNN, which is up to twice as fast as the default there."""
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if on_cpu and not torch.is_grad_enabled() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(hidden, head_weight, head_bias, "none", [], "")
-    return nn.functional.linear(hidden, head_weight, head_bias)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return nn.functional.linear(x, weight, bias)
 
 
 class SequenceModel(nn.Module):
@@ -171,7 +171,7 @@ class SequenceModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., V)
         """The head alone."""
-        return _head_logits(hidden, self.head.weight, self.head.bias)
+        return _linear(hidden, self.head.weight, self.head.bias)
 
     def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(T, B) -> rows (R, H) and index (T*B,): the hidden states, row after row, are rows[index].
@@ -488,14 +488,14 @@ class _HeadCrossEntropy(torch.autograd.Function):
             chunk = slice(begin, begin + chunk_rows)
             pairs = slice(edges[number], edges[number + 1])
             place = row[pairs] - begin, target[pairs]
-            logits = _head_logits(products[0][chunk], *products[1:]).to(share.dtype)  # (C, V), C <= chunk_rows
-            peak = logits.amax(1, keepdim=True)
-            loss -= share[pairs] @ logits[place]
-            scores = logits.sub_(peak).exp_()
-            total = scores.sum(1, keepdim=True)
-            loss += row_share[chunk] @ (total.log() + peak).squeeze(1)  # log-sum-exp of each row
+            scores = _linear(products[0][chunk], *products[1:]).to(share.dtype)  # logits (C, V), C <= chunk_rows
+            loss -= share[pairs] @ scores[place]
+            peak, most_probable = scores.max(1, keepdim=True)
+            torch.softmax(scores, 1, out=scores)  # in place; torch.exp is ten times slower where it underflows
+            log_sum_exp = peak - scores.gather(1, most_probable).log()
+            loss += row_share[chunk] @ log_sum_exp.squeeze(1)
             if with_gradient:  # d loss / d logits = row share * softmax - pair share at the targets
-                scores *= row_share[chunk, None] / total
+                scores *= row_share[chunk, None]
                 scores[place] -= share[pairs]
                 grads[2].add_(scores.sum(0))
                 if narrow:  # only the products are narrow; softmax and sums stay in float32
@@ -503,7 +503,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                     grads[0][chunk] = scores @ products[1]
                     grads[1].add_(scores.t() @ products[0][chunk])
                     continue
-                torch.mm(scores, weight, out=grads[0][chunk])
+                grads[0][chunk] = _linear(scores, weight.t())
                 grads[1].addmm_(scores.t(), rows[chunk], beta=min(number, 1))  # the first chunk overwrites
         ctx.grads = grads if with_gradient else None
         return loss
