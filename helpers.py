@@ -14,16 +14,12 @@ Contents
     3. Training and comparison      compare, make_optimizers, train, rate_factor
     4. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate
 
-Handed on
-    data/text.py                    load_tokenizer, CompactTokenizer, compact_vocabulary, renumber, bits_per_byte,
-                                    encode_texts, cache_folder, read_sequences, load_stories, write_3seqs, find_data,
-                                    data_hash, nearest_tokens, annotate
-    data/batches.py                 split_sequences, pad_batch, make_batches, distinct_contexts, CorpusContexts,
-                                    ContextBatch, count_targets
-    data/counts.py                  loss_floor, KneserNey, mix, mixed_loss, target_windows
-    data/records.py                 set_up, describe_machine, peak_memory, count_parameters, summarise, intervals,
-                                    verdict, save_run, add_to_run, load_runs
-    figures/draw.py                 set_style, plot_loss_curves, plot_throughput, save_figure
+Handed on, each module's `__all__`
+    data/text.py                    tokenizer, files, stories, compact vocabularies
+    data/batches.py                 split, padding, order, distinct contexts, a process's part of a batch
+    data/counts.py                  floors, Kneser-Ney, mixtures
+    data/records.py                 device and machine, memory, run rows, intervals, CSV files
+    figures/draw.py                 style, loss curves, throughput bars, files
 """
 
 from __future__ import annotations
@@ -41,68 +37,31 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from data.batches import (
-    ContextBatch,
-    CorpusContexts,
-    count_targets,
-    distinct_contexts,
-    make_batches,
-    pad_batch,
-    split_sequences,
-)
-from data.counts import KneserNey, loss_floor, mix, mixed_loss, target_windows
-from data.records import (
-    add_to_run,
-    count_parameters,
-    describe_machine,
-    intervals,
-    load_runs,
-    peak_memory,
-    save_run,
-    set_up,
-    summarise,
-    synchronize,
-    verdict,
-)
-from data.text import (
-    VOCAB_SIZE,
-    CompactTokenizer,
-    annotate,
-    bits_per_byte,
-    cache_folder,
-    compact_vocabulary,
-    data_hash,
-    encode_texts,
-    find_data,
-    load_stories,
-    load_tokenizer,
-    nearest_tokens,
-    read_sequences,
-    renumber,
-    write_3seqs,
-)
-from figures.draw import COLOURS, DASHES, plot_loss_curves, plot_throughput, save_figure, set_style
+from data import batches, counts, records, text
+from data.batches import *  # noqa: F403  (handed on; each module says what)
+from data.batches import ContextBatch, count_targets, distinct_contexts, pad_batch, shard
+from data.counts import *  # noqa: F403
+from data.records import *  # noqa: F403
+from data.records import synchronize
+from data.text import *  # noqa: F403
+from data.text import VOCAB_SIZE
+from figures import draw
+from figures.draw import *  # noqa: F403
 
 # fmt: off
 __all__ = [
-    "BLANK", "VOCAB_SIZE", "set_up", "describe_machine", "peak_memory",
-    "load_tokenizer", "CompactTokenizer", "compact_vocabulary", "renumber", "bits_per_byte", "encode_texts",
-    "cache_folder", "read_sequences", "load_stories", "write_3seqs", "find_data", "data_hash",
-    "split_sequences", "pad_batch", "make_batches", "distinct_contexts", "CorpusContexts", "ContextBatch",
-    "count_targets",
-    "TokenEmbedding", "context_windows", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP", "LSTMSeqModel",
-    "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "count_parameters", "check_gradient_flow",
-    "head_cross_entropy", "next_token_loss", "context_loss", "evaluate", "target_log_probabilities", "loss_floor",
-    "KneserNey", "mix", "mixed_loss", "target_windows", "train", "compare", "make_optimizers", "rate_factor",
-    "summarise", "intervals", "verdict",
-    "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate", "nearest_tokens", "annotate",
-    "save_run", "add_to_run", "load_runs",
-    "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
+    "BLANK", "TokenEmbedding", "context_windows", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP", "LSTMSeqModel",
+    "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "check_gradient_flow",
+    "head_cross_entropy", "next_token_loss", "context_loss", "evaluate", "target_log_probabilities",
+    "compare", "make_optimizers", "train", "rate_factor",
+    "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate",
 ]
 # fmt: on
+__all__ += [*text.__all__, *batches.__all__, *counts.__all__, *records.__all__, *draw.__all__]
 
 BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
 
@@ -125,7 +84,7 @@ def context_windows(tokens: Tensor, k: int, blank: int) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`nn.functional.linear`; without gradients on a CPU by oneDNN, which is up to twice as fast as the default there."""
+    """`nn.functional.linear`; without gradients on a CPU by oneDNN, up to twice as fast as the default there."""
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if on_cpu and not torch.is_grad_enabled() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -669,13 +628,35 @@ def _training_step(model, batch, optimizers, loss_fn, clip=None, bfloat16=False)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         loss = loss_fn(model, batch)
     loss.backward()
-    if math.isfinite(value := loss.item()):  # else the weights stay as they were
+    if math.isfinite(value := _mean_over_processes(loss.detach()).item()):  # else the weights stay as they were
         if clip:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         for optimizer in optimizers:
             optimizer.step()
     synchronize(model.device)
     return value, time.perf_counter() - begin
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of one number over all processes; the number itself where there is one process."""
+    if distributed.is_initialized():
+        distributed.all_reduce(value)
+        value /= distributed.get_world_size()
+    return value
+
+
+class _Replica(nn.Module):
+    """A process's part of the loss, times the number of processes: `DistributedDataParallel` takes the mean of the
+    gradients of a `forward`, which so is that of the whole batch."""
+
+    def __init__(self, model: SequenceModel, loss_fn: LossFunction):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+
+    def forward(self, batch: Tensor | ContextBatch) -> Tensor:
+        part, share = shard(batch, self.rank, self.world_size, self.model.blank)
+        return self.loss_fn(self.model, part) * (share * self.world_size)
 
 
 def rate_factor(progress: float, warm_up: float, schedule: str) -> float:
@@ -719,6 +700,7 @@ class _Training:
     def __init__(self, model, batches, optimizers, limits: dict[str, float], path: str | Path | None):
         self.model, self.batches, self.optimizers, self.limits = model, batches, optimizers, limits
         self.path = Path(path) if path else None
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.counts = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
         self.rows: list[dict] = []
         self.best_weights: dict[str, Tensor] | None = None
@@ -770,7 +752,7 @@ class _Training:
 
     def save(self) -> None:
         """All that the next step depends on, in one file that is never half written."""
-        if self.path:
+        if self.path and not self.rank:
             state = {"model": self.model.state_dict(), "counts": self.counts}
             state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
             state |= {
@@ -838,6 +820,8 @@ def train(
     those of `CorpusContexts`. `checkpoint` is a file written every
     `save_every` steps, at the end and on Ctrl-C, which ends the training with a warning; where it exists the
     training goes on from there with the losses that it would have had without a stop.
+    Where several processes have joined (`join_processes`), each computes its part of every batch; the first alone
+    validates, writes and reports, and its clock counts.
     ValueError without a budget, where a loss is not finite (the weights stay as they were), or `batches` ends.
     """
     limits = {"step": steps, "elapsed_s": budget_seconds, "tokens": budget_tokens}
@@ -850,9 +834,14 @@ def train(
     if training.path and training.path.exists():
         training.load()
     groups = [group for each in optimizers for group in each.param_groups]  # loading puts new ones in their place
-    if log:
+    several, leads = distributed.is_initialized(), not training.rank
+    if several:
+        replica = DistributedDataParallel(_Replica(model, loss_fn), gradient_as_bucket_view=True)
+        loss_fn = lambda _, batch: replica(batch)  # noqa: E731
+        torch.manual_seed(torch.initial_seed() + training.rank)  # of dropout
+    if log and leads:
         training.write_rows(log, training.rows[: training.counts["step"] // log_every], "w")
-    hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+    hidden = not progress or not leads or bool(os.environ.get("TQDM_DISABLE"))
     style = {"leave": False, "disable": hidden, "bar_format": "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"}
     with tqdm(total=1.0, desc=run, **style) as bar:
         try:
@@ -861,8 +850,11 @@ def train(
                 factor = rate_factor(training.progress, warm_up_share, schedule)
                 for group, rate in zip(groups, rates, strict=True):
                     group["lr"] = rate * factor
-                batch = next(stream).to(model.device)
+                batch = next(stream).to(model.device, non_blocking=True)
                 loss, step_s = _training_step(model.train(), batch, optimizers, loss_fn, clip, bfloat16)
+                if several:  # the first process's clock is everybody's
+                    seconds = torch.tensor(0.0 if training.rank else step_s, device=model.device)
+                    step_s = _mean_over_processes(seconds).item() * distributed.get_world_size()
                 step = training.counts["step"] + 1
                 if not math.isfinite(loss):
                     raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
@@ -870,23 +862,26 @@ def train(
                 row |= {"tokens": count_targets(batch, model.blank), "loss": loss, "step_s": step_s, "elapsed_s": 0.0}
                 rate = row["tokens"] / step_s
                 training.record(row | {"warm_up": step <= warm_up}, log_every)
-                if validation is not None and (training.progress >= 1 or step % validate_every == 0):
+                if leads and validation is not None and (training.progress >= 1 or step % validate_every == 0):
                     training.validate(validation)
-                if log and step % log_every == 0:
+                if leads and log and step % log_every == 0:
                     training.write_rows(log, training.rows[-1:], "a")
                 if step % save_every == 0:
                     training.save()
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
                 bar.update(min(1.0, training.progress) - bar.n)
-                if on_step:
+                if leads and on_step:
                     on_step(training.latest)
         except KeyboardInterrupt:
             warnings.warn(f"{name}: stopped after step {training.counts['step']}; that much is kept", stacklevel=2)
     training.save()
-    if log:
+    if leads and log:
         training.write_rows(log, training.rows, "w")  # the last row too, which may not be full
     if training.best_weights is not None:
         model.load_state_dict(training.best_weights)
+    if several and validation is not None:
+        for value in model.state_dict().values():
+            distributed.broadcast(value, 0)
     return pd.DataFrame(training.rows)
 
 

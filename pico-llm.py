@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_model
+from torch import distributed
 
 import helpers
 
@@ -231,6 +233,11 @@ def build_parser() -> Parser:
     )
     training.add_argument("--bfloat16", action="store_true", help="compute matrix products in bfloat16")
     training.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the k-gram's net and the Transformer's blocks (torch.compile); the first steps then take longer",
+    )
+    training.add_argument(
         "--seed",
         type=number(int, 0, 2**63 - 1),
         default=0,
@@ -393,6 +400,12 @@ def build_model(name: str, args: argparse.Namespace, vocab_size: int) -> helpers
                 f"{tuple(own.weight.shape)}: give --embed_size and the text that it was trained with"
             )
         own.weight.data.copy_(table)
+    if args.compile:
+        parts = {"kgram": lambda: [model.net], "transformer": lambda: model.blocks, "lstm": list}[name]()
+        for part in parts:
+            part.compile(dynamic=True)  # the number of distinct contexts changes from batch to batch
+        if not parts:
+            print(f"{name}: --compile leaves it as it is; its layer is one fused kernel already")
     return model
 
 
@@ -451,7 +464,7 @@ def measure(model, text: Text) -> tuple[dict, pd.DataFrame]:
     return found, pd.DataFrame(rows)
 
 
-def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.device) -> None:
+def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.device, rank: int) -> None:
     """Train one model, printing each epoch's mean loss and samples; save and record it where that is asked for."""
     torch.manual_seed(args.seed)
     model = build_model(name, args, text.vocab_size).to(device)
@@ -479,11 +492,12 @@ def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.d
         draw_samples(model, text.tokenizer, args, generator)
 
     checkpoint = args.output_dir / f"{name}.checkpoint.pt" if args.output_dir else None
-    if checkpoint and checkpoint.exists():
-        if args.resume:
-            print(f"goes on from {checkpoint}")
-        else:
-            checkpoint.unlink()  # a new training, which writes its own
+    if checkpoint and args.resume and checkpoint.exists():
+        print(f"goes on from {checkpoint}")
+    elif checkpoint and not rank:
+        checkpoint.unlink(missing_ok=True)  # a new training, which writes its own
+    if distributed.is_initialized():
+        distributed.barrier()  # nobody looks for the checkpoint before that
     if args.validate_every and text.validation:
         few = helpers.make_batches(
             text.validation[:200], 16, blank=text.vocab_size, shuffle=False, similar_lengths=True
@@ -517,6 +531,8 @@ def train_model(name: str, text: Text, args: argparse.Namespace, device: torch.d
         )
 
     peak = helpers.peak_memory(work, device)
+    if rank:
+        return  # what follows is the first process's
     made = int(frame["step"].iloc[-1])
     drawn = []
     if args.budget_seconds:
@@ -568,15 +584,19 @@ def run(args: argparse.Namespace) -> None:
     if args.label and len(args.models) > 1:
         raise ValueError("--label names one model; give one of --models at a time")
     device = helpers.set_up(args.seed, device=args.device_id)
+    rank = helpers.join_processes(device)
+    if rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the first process speaks for all)
     if args.stop == "":
         raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
     if not args.prompt:
         raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
-    print(f"device {device}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
+    several = f", {distributed.get_world_size()} processes" if distributed.is_initialized() else ""
+    print(f"device {device}{several}, {torch.get_num_threads()} threads, torch {importlib.metadata.version('torch')}")
     text = read_data(args)
     text.tokenizer.encode(args.prompt, allowed_special="all")  # an unknown word is an error now, not after training
     for name in args.models:
-        train_model(name, text, args, device)
+        train_model(name, text, args, device, rank)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -592,6 +612,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error((str(error) or type(error).__name__).splitlines()[0])
     except KeyboardInterrupt:
         parser.exit(130, "stopped\n")
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

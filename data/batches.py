@@ -17,6 +17,13 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampl
 from data.counts import target_windows
 from data.text import VOCAB_SIZE
 
+# fmt: off
+__all__ = [
+    "split_sequences", "pad_batch", "make_batches", "distinct_contexts", "CorpusContexts", "ContextBatch", "shard",
+    "count_targets",
+]
+# fmt: on
+
 
 def split_sequences(
     sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0
@@ -96,7 +103,8 @@ def make_batches(
     if similar_lengths:
         lengths = [len(sequence) for sequence in sequences]
         options = {"batch_sampler": _SimilarLengths(sampler, lengths, batch_size, generator)}
-    return DataLoader(sequences, generator=generator, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+    options |= {"generator": generator, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(sequences, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
 
 
 def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -121,8 +129,8 @@ class ContextBatch(NamedTuple):
     share: Tensor
     tokens: int
 
-    def to(self, device: torch.device | str) -> ContextBatch:
-        return ContextBatch(*(part.to(device) for part in self[:4]), self.tokens)
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ContextBatch:
+        return ContextBatch(*(part.to(device, non_blocking=non_blocking) for part in self[:4]), self.tokens)
 
 
 class CorpusContexts:
@@ -169,7 +177,25 @@ class CorpusContexts:
             return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
 
         sampler = WeightedRandomSampler(chance, len(self), generator=generator)
-        return DataLoader(range(len(self)), batch_size, sampler=sampler, generator=generator, collate_fn=collate)
+        options = {"generator": generator, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(range(len(self)), batch_size, sampler=sampler, collate_fn=collate, **options)
+
+
+def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:
+    """The part of a batch that process `rank` of `world_size` computes, and what its loss counts for in the whole.
+
+    The sum over all processes of share times loss is the loss of the batch. Of tokens (T, B) a process takes every
+    `world_size`-th sequence, of a `ContextBatch` every such context. A process that would be left without a target
+    takes the whole batch for a share of 0, as every process has to take part in each step.
+    """
+    if isinstance(batch, ContextBatch):
+        mine = batch.row % world_size == rank
+        row = batch.row[mine] // world_size
+        part = ContextBatch(batch.contexts[rank::world_size], row, batch.target[mine], batch.share[mine], batch.tokens)
+        return (part, 1.0) if len(row) else (batch, 0.0)
+    part, total = batch[:, rank::world_size], count_targets(batch, blank)
+    share = count_targets(part, blank) / max(total, 1)
+    return (part, share) if share else (batch, 0.0)
 
 
 def count_targets(tokens: Tensor | ContextBatch, blank: int = VOCAB_SIZE) -> int:

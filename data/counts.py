@@ -12,6 +12,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+# fmt: off
+__all__ = [
+    "loss_floor", "KneserNey", "mix", "mixed_loss", "target_windows",
+]
+# fmt: on
+
 
 def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
     """The lowest mean loss (nats a token) of any model that sees the last k tokens (None: all before).

@@ -6,6 +6,7 @@ helpers.py hands all of this on; import it from there.
 from __future__ import annotations
 
 import ctypes
+import datetime
 import importlib.metadata
 import math
 import os
@@ -18,7 +19,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from scipy.special import stdtrit
-from torch import nn
+from torch import distributed, nn
+
+# fmt: off
+__all__ = [
+    "set_up", "join_processes", "describe_machine", "peak_memory", "count_parameters", "summarise", "intervals",
+    "verdict", "save_run", "add_to_run", "load_runs",
+]
+# fmt: on
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +35,8 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> t
     """Seed PyTorch, set its CPU threads (None: leave them) and return the device to use.
 
     `device` is "auto", "cpu", "cuda", "cuda:1", "mps", … Where it is missing, a warning says so in one
-    line and the CPU is returned. ValueError for a name that is no device, or fewer than one thread.
+    line and the CPU is returned. Under torchrun "auto" and "cuda" give each process a GPU of its own. ValueError
+    for a name that is no device, fewer than one thread, or more processes than GPUs.
     """
     torch.manual_seed(seed)
     if threads is not None:
@@ -36,6 +45,11 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> t
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+            came = f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs"
+            raise ValueError(f"{came}; give torchrun --nproc-per-node as many as there are GPUs, or use the device cpu")
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -45,6 +59,16 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto") -> t
         warnings.warn(f"device {device} is not available here; using the CPU instead", stacklevel=2)
         return torch.device("cpu")
     return chosen
+
+
+def join_processes(device: torch.device) -> int:
+    """Under torchrun, join the other processes (nccl on GPUs, else gloo); this one's rank, 0 for a process alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=datetime.timedelta(days=1))  # the first may measure for long
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def synchronize(device: torch.device) -> None:
@@ -66,7 +90,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
-    }
+    } | ({"processes": distributed.get_world_size()} if distributed.is_initialized() else {})
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

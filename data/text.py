@@ -26,6 +26,14 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+# fmt: off
+__all__ = [
+    "VOCAB_SIZE", "load_tokenizer", "CompactTokenizer", "compact_vocabulary", "renumber", "bits_per_byte",
+    "encode_texts", "cache_folder", "read_sequences", "load_stories", "write_3seqs", "find_data", "data_hash",
+    "nearest_tokens", "annotate",
+]
+# fmt: on
+
 FOLDER = Path(__file__).resolve().parent
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 
@@ -112,7 +120,7 @@ def encode_texts(
         arrays["lengths"] = torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, partial := kept.with_suffix(".partial"))
+            save_file(arrays, partial := kept.with_suffix(f".{os.getpid()}.partial"))
             partial.replace(kept)
     pieces = arrays["ids"].long().split(arrays["lengths"].tolist())
     known = dict(zip(distinct, pieces, strict=True))

@@ -14,6 +14,12 @@ import pandas as pd
 
 from data.records import output_folder
 
+# fmt: off
+__all__ = [
+    "COLOURS", "DASHES", "set_style", "plot_loss_curves", "plot_throughput", "save_figure",
+]
+# fmt: on
+
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
 

@@ -170,6 +170,50 @@ def test_resume_goes_on_where_a_training_stopped(run, tmp_path):
     assert "goes on from" not in run(f"--epochs 1 --output_dir {tmp_path}")
 
 
+def torchrun(options):
+    """The command line in two processes on this machine; what it printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "pico-llm.py", *shlex.split(QUICK)]
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, *shlex.split(options)], cwd=ROOT, env=here, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_two_processes_have_the_losses_of_one(run, tmp_path):
+    options = "--models lstm kgram transformer --batch_size 7 --clip 1 --max_steps_per_epoch 4 --output_dir"
+    run(f"{options} {tmp_path / 'one'}")
+    printed = torchrun(f"{options} {tmp_path / 'two'}")
+    assert "2 processes" in printed and printed.count("epoch 1/1") == 3  # one of them speaks
+    for model in ("lstm", "kgram", "transformer"):
+        one, two = (pd.read_csv(tmp_path / folder / f"{model}.csv") for folder in ("one", "two"))
+        assert one["tokens"].tolist() == two["tokens"].tolist() and len(two) == 4  # one of them writes
+        assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), abs=2e-6)
+        weights = [load_file(tmp_path / folder / f"{model}.safetensors") for folder in ("one", "two")]
+        for name, weight in weights[0].items():
+            assert torch.allclose(weight, weights[1][name], atol=1e-4), name
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_one(run, tmp_path):
+    options = "--compact --corpus_contexts --blanks 0.2 --batch_size 15 --output_dir"
+    run(f"{options} {tmp_path / 'one'} --epochs 4")
+    run(f"{options} {tmp_path / 'two'} --epochs 2")
+    printed = torchrun(f"{options} {tmp_path / 'two'} --epochs 4 --resume")
+    one, two = (pd.read_csv(tmp_path / folder / "kgram.csv")["loss"].tolist() for folder in ("one", "two"))
+    assert "goes on from" in printed and two == pytest.approx(one, abs=2e-6) and len(two) == 8
+
+
+def test_compile_reaches_the_net_and_the_blocks(pico_llm, monkeypatch, capsys):  # TRAPS 26
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
+    args = pico_llm.build_parser().parse_args(["--compile", "--n_blocks", "3"])
+    for name in ("kgram", "transformer", "lstm"):
+        pico_llm.build_model(name, args, 100)
+    assert compiled == ["EmbeddingMLP"] + ["TransformerBlock"] * 3
+    assert "lstm: --compile leaves it as it is" in capsys.readouterr().out
+
+
 def test_a_budget_in_seconds_ends_the_training(run):
     printed = run("--budget_seconds 0.3 --max_new_tokens 1")
     seconds = float(re.search(r"tokens in ([\d.]+) s", printed).group(1))

@@ -236,3 +236,16 @@ def test_blanks_hide_the_oldest_tokens_of_their_share():
     ].any()  # from the oldest on, never the newest
     plain = torch.cat([batch.contexts for batch in contexts.batches(50)]) == 40
     assert abs((blank.any(1).float().mean() - plain.any(1).float().mean()).item() - 0.4) < 0.05
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**16))
+def test_the_parts_of_several_processes_add_up_to_the_loss_of_the_batch(processes, width, seed):
+    model, tokens = kgram(helpers.EmbeddingMLP), random_tokens(5, width, seed=seed)
+    tokens[1 + seed % 4 :, 1:] = model.blank  # a process may be left without a target
+    contexts = helpers.CorpusContexts(tokens.t(), model.k, model.vocab_size).batches(width, seed=seed)
+    for batch, loss_fn in ((tokens, helpers.next_token_loss), (next(iter(contexts)), helpers.context_loss)):
+        parts = [helpers.shard(batch, rank, processes, model.blank) for rank in range(processes)]
+        total = sum(share * loss_fn(model, part) for part, share in parts)
+        assert torch.allclose(total, loss_fn(model, batch), atol=1e-5)
+        assert any(part is not batch for part, _ in parts)
