@@ -449,21 +449,23 @@ class _HeadCrossEntropy(torch.autograd.Function):
             place = row[pairs] - begin, target[pairs]
             scores = _linear(products[0][chunk], *products[1:]).to(share.dtype)  # logits (C, V), C <= chunk_rows
             loss -= share[pairs] @ scores[place]
-            peak, most_probable = scores.max(1, keepdim=True)
+            peak = scores.amax(1)
             torch.softmax(scores, 1, out=scores)  # in place; torch.exp is ten times slower where it underflows
-            log_sum_exp = peak - scores.gather(1, most_probable).log()
-            loss += row_share[chunk] @ log_sum_exp.squeeze(1)
-            if with_gradient:  # d loss / d logits = row share * softmax - pair share at the targets
-                scores *= row_share[chunk, None]
-                scores[place] -= share[pairs]
-                grads[2].add_(scores.sum(0))
+            log_sum_exp = peak - scores.amax(1).log()  # as the largest share is exp(peak) / sum
+            loss += row_share[chunk] @ log_sum_exp
+            if with_gradient:  # d loss / d logits = row share * (softmax - pair share / row share at the targets)
+                scores[place] -= share[pairs] / row_share[row[pairs]]
+                grads[2].add_(row_share[chunk] @ scores)
+                weighted = products[0][chunk] * row_share[chunk, None].to(narrow)
                 if narrow:  # only the products are narrow; softmax and sums stay in float32
                     scores = scores.to(narrow)
                     grads[0][chunk] = scores @ products[1]
-                    grads[1].add_(scores.t() @ products[0][chunk])
-                    continue
-                grads[0][chunk] = _linear(scores, weight.t())
-                grads[1].addmm_(scores.t(), rows[chunk], beta=min(number, 1))  # the first chunk overwrites
+                    grads[1].add_(scores.t() @ weighted)
+                else:
+                    grads[0][chunk] = _linear(scores, weight.t())
+                    grads[1].addmm_(scores.t(), weighted, beta=min(number, 1))  # the first chunk overwrites
+                grads[0][chunk] *= row_share[chunk, None]
+            del scores  # before the next chunk's are made
         ctx.grads = grads if with_gradient else None
         return loss
 

@@ -585,6 +585,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--label names one model; give one of --models at a time")
     device = helpers.set_up(args.seed, device=args.device_id)
     rank = helpers.join_processes(device)
+    helpers.keep_memory()
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the first process speaks for all)
     if args.stop == "":

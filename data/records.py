@@ -1,4 +1,4 @@
-"""Records of runs: the device and the machine, memory, step rows to run rows, intervals, and CSV files in data/runs.
+"""Records of runs: the machine, processes, memory, step rows to run rows, intervals, CSV files, cells of notebooks.
 
 helpers.py hands all of this on; import it from there.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -23,8 +24,8 @@ from torch import distributed, nn
 
 # fmt: off
 __all__ = [
-    "set_up", "join_processes", "describe_machine", "peak_memory", "count_parameters", "summarise", "intervals",
-    "verdict", "save_run", "add_to_run", "load_runs",
+    "set_up", "join_processes", "synchronize", "describe_machine", "peak_memory", "keep_memory", "count_parameters", "summarise", "intervals",
+    "verdict", "save_run", "add_to_run", "load_runs", "notebook_source",
 ]
 # fmt: on
 
@@ -129,6 +130,20 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     return before if math.isnan(before) else float(max(resident("VmHWM") - before, 0))
 
 
+def keep_memory(keep: bool = True) -> bool:
+    """Let this process keep the memory of large tensors that it frees, for the next ones (mallopt(3) of glibc).
+
+    By default a block above 32 MiB goes back to the kernel, and each new one costs as many page faults as it has
+    pages. False goes back to that. Returns whether the setting took hold; it is not there outside Linux with glibc.
+    """
+    largest, trim = (2**31 - 1, 2**31 - 1) if keep else (32 * 2**20, 64 * 2**20)
+    try:
+        c_library = ctypes.CDLL(None)
+        return bool(c_library.mallopt(-3, largest) and c_library.mallopt(-1, trim))  # M_MMAP_, M_TRIM_THRESHOLD
+    except (OSError, AttributeError, TypeError):
+        return False
+
+
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Step rows -> one run row for each run, model and seed.
 
@@ -224,3 +239,10 @@ def load_runs(name: str = "*") -> pd.DataFrame:
         raise FileNotFoundError(f"no recorded run matches {name!r}; run the notebook that records it first")
     frames = [pd.read_csv(path).assign(file=stem, source=source) for stem, (path, source) in sorted(files.items())]
     return pd.concat(frames, ignore_index=True)
+
+
+def notebook_source(name: str, *tags: str) -> str:
+    """The code cells of notebooks/<name>.ipynb that carry one of the tags, as one text of Python."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    chosen = [cell for cell in cells if set(tags) & set(cell["metadata"].get("tags", []))]
+    return "\n\n".join("".join(cell["source"]) for cell in chosen)

@@ -1,6 +1,5 @@
 """Fixtures: runs and figures go to a temporary folder; the nets of notebook 02 are read out of its cells."""
 
-import ast
 import os
 import tempfile
 from types import SimpleNamespace
@@ -33,12 +32,10 @@ def notebook_02():
 
 
 @pytest.fixture(scope="session")
-def designs(notebook_02):
+def designs():
     """The nets as the notebook defines them: OneHotMLP, OneHotLiteral, EmbeddingMLP, ConvHybrid, DESIGNS."""
     names = {name: getattr(helpers, name) for name in helpers.__all__}
     names |= {"torch": torch, "nn": torch.nn, "F": torch.nn.functional}
-    for cell in notebook_02.cells:
-        if {"design", "export"} & set(cell.metadata.get("tags", [])):
-            exec(compile(ast.parse(cell.source), "02_kgram_architectures", "exec"), names)
+    exec(helpers.notebook_source("02_kgram_architectures", "design", "export"), names)
     found = {name: names[name] for name in ("OneHotLiteral", "OneHotMLP", "EmbeddingMLP", "ConvHybrid")}
     return SimpleNamespace(**found)

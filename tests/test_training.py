@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import resource
 
 import pandas as pd
 import pytest
@@ -351,3 +352,21 @@ def test_runs_are_added_to(workbook_out):
     helpers.add_to_run(pd.DataFrame([row | {"seed": 1}]), "many")
     helpers.add_to_run(pd.DataFrame([row | {"loss": 2.0}]), "many")  # replaces both rows of its model and seed
     assert sorted(helpers.load_runs("many")["loss"]) == [1.0, 2.0]
+
+
+def test_kept_memory_costs_no_new_pages():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(20_000_000)  # 80 MB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    if not helpers.keep_memory():
+        pytest.skip("no glibc here")
+    try:
+        faults()
+        assert faults() <= 2
+        helpers.keep_memory(False)
+        helpers.peak_memory(lambda: None)  # gives back what was kept
+        assert min(faults(), faults()) > 20  # 80 MB in pages of 2 MiB at the largest
+    finally:
+        helpers.keep_memory(False)
