@@ -24,8 +24,8 @@ from torch import distributed, nn
 
 # fmt: off
 __all__ = [
-    "set_up", "join_processes", "synchronize", "describe_machine", "peak_memory", "keep_memory", "count_parameters", "summarise", "intervals",
-    "verdict", "save_run", "add_to_run", "load_runs", "notebook_source",
+    "set_up", "join_processes", "synchronize", "describe_machine", "peak_memory", "keep_memory", "count_parameters",
+    "summarise", "intervals", "verdict", "save_run", "add_to_run", "load_runs", "notebook_source",
 ]
 # fmt: on
 
