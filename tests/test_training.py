@@ -363,10 +363,9 @@ def test_kept_memory_costs_no_new_pages():
     if not helpers.keep_memory():
         pytest.skip("no glibc here")
     try:
-        faults()
-        assert faults() <= 2
+        assert min(faults() for _ in range(5)) <= 2
         helpers.keep_memory(False)
         helpers.peak_memory(lambda: None)  # gives back what was kept
-        assert min(faults(), faults()) > 20  # 80 MB in pages of 2 MiB at the largest
+        assert min(faults() for _ in range(5)) > 20  # 80 MB in pages of 2 MiB at the largest
     finally:
         helpers.keep_memory(False)
