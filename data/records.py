@@ -226,14 +226,14 @@ def add_to_run(frame: pd.DataFrame, name: str) -> Path:
     return save_run(frame, name)
 
 
-def load_runs(name: str = "*") -> pd.DataFrame:
+def load_runs(name: str = "*", *, recorded_only: bool = False) -> pd.DataFrame:
     """The rows of all recorded runs whose file name matches `name` (a pattern, without .csv).
 
     `file` names each row's file; `source` says "recorded" (data/runs) or "new" (WORKBOOK_OUT, which comes
-    before a recorded file of the same name). FileNotFoundError where nothing matches.
+    before a recorded file of the same name, unless `recorded_only`). FileNotFoundError where nothing matches.
     """
     files = {path.stem: (path, "recorded") for path in (ROOT / "data" / "runs").glob(f"{name}.csv")}
-    if os.environ.get("WORKBOOK_OUT"):
+    if os.environ.get("WORKBOOK_OUT") and not recorded_only:
         files |= {path.stem: (path, "new") for path in output_folder("runs").glob(f"{name}.csv")}
     if not files:
         raise FileNotFoundError(f"no recorded run matches {name!r}; run the notebook that records it first")

@@ -268,6 +268,14 @@ def test_runs_are_saved_outside_the_checkout_and_read_back(workbook_out):
         helpers.load_runs("no_such_run")
 
 
+def test_a_new_run_stands_in_for_the_recorded_one_unless_told(workbook_out):
+    recorded = helpers.load_runs("kgram_speed")
+    assert set(recorded["source"]) == {"recorded"}
+    helpers.save_run(recorded.assign(tokens=1), "kgram_speed")
+    assert set(helpers.load_runs("kgram_speed")["source"]) == {"new"}
+    assert helpers.load_runs("kgram_speed", recorded_only=True).equals(recorded)
+
+
 def test_recorded_runs_hold_the_columns_of_the_contract():
     steps = helpers.load_runs("kgram_designs")
     assert {"run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s"} <= set(steps.columns)
