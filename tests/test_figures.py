@@ -1,4 +1,7 @@
-"""Figures show the rows that their labels name."""
+"""Figures show the rows that their labels name, and can be read."""
+
+import itertools
+import re
 
 import matplotlib
 
@@ -7,8 +10,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
+from oracles import ROOT  # noqa: E402
 
 import helpers  # noqa: E402
+from figures import __main__ as command  # noqa: E402
+from figures.gallery import GALLERY, draw_recorded, title_of  # noqa: E402
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def test_each_line_shows_the_rows_of_its_label(frame, x, end):  # TRAPS 25
     assert 10.8 in [line.get_ydata()[0] for line in ax.get_lines()] and "ln V" in [t.get_text() for t in ax.texts]
     assert lines["one"].get_linestyle() != lines["two"].get_linestyle()
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
-    assert ax.get_title(loc="left") + ax.get_title() == "A finding" and "nats" in ax.get_ylabel()
+    assert ax.figure.get_suptitle() == "A finding" and "nats" in ax.get_ylabel()
     assert "3 seeds" in ax.get_xlabel()
 
 
@@ -71,3 +77,87 @@ def test_a_figure_drawn_twice_has_the_same_bytes(frame, workbook_out):
 
     assert draw() == draw()
     assert {path.name for path in (workbook_out / "figures").iterdir()} == {"twice.png", "twice.svg"}
+
+
+# ------------------------------------------------------------------------------------------------ the gallery
+
+CAPTIONS = (ROOT / "figures" / "CAPTIONS.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=GALLERY)
+def drawn(request):
+    helpers.set_style()
+    figure = draw_recorded(request.param)
+    figure.canvas.draw()
+    yield request.param, figure
+    plt.close(figure)
+
+
+def shown_texts(figure):
+    """(text, box in pixels) of all that is written, upright, in the figure."""
+    hidden = set()
+    for ax in figure.axes:
+        for axis, limits in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not (ax.axison and limits[0] <= tick.get_loc() <= limits[1]):
+                    hidden |= {tick.label1, tick.label2}
+    texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_visible() and text.get_text().strip()]
+    upright = [text for text in texts if text not in hidden and text.get_rotation() in (0, 90)]
+    return [(text, text.get_window_extent()) for text in upright]
+
+
+def test_a_figure_is_a_slide_that_can_be_read_from_the_last_row(drawn):
+    name, figure = drawn
+    assert figure.get_size_inches().tolist() == pytest.approx([40 / 3, 7.5])
+    width, height = figure.bbox.size
+    for text, box in shown_texts(figure):
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+        assert inside, f"{name} clips {text.get_text()!r}"
+        assert text.get_fontsize() >= 16, text.get_text()  # points on a slide 13 inches wide
+
+
+def test_no_two_texts_of_a_figure_overlap(drawn):
+    name, figure = drawn
+    for (one, a), (other, b) in itertools.combinations(shown_texts(figure), 2):
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        same = one.get_text() == other.get_text()  # a word drawn above its own box
+        assert min(overlap) <= 2 or same, f"{name}: {one.get_text()!r} and {other.get_text()!r} overlap"
+
+
+def test_lines_differ_without_their_colour(drawn):
+    _, figure = drawn
+    for ax in figure.axes:
+        lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
+        looks = [(str(line._unscaled_dash_pattern), str(line.get_marker())) for line in lines]
+        assert len(set(looks)) == len(looks)
+
+
+def test_the_captions_are_those_of_the_command(drawn):
+    name, figure = drawn
+    assert len(title_of(figure)) > 20  # a finding, not a label
+    assert command.caption(name, title_of(figure)) in CAPTIONS
+    assert all((ROOT / "data" / "runs" / f"{run}.csv").exists() for run in GALLERY[name].runs)
+
+
+def test_the_gallery_is_what_lies_in_the_folder():
+    assert len(GALLERY) >= 10 and re.findall(r"^## (\w+)$", CAPTIONS, re.M) == list(GALLERY)
+    for ending in ("png", "svg"):
+        assert {path.stem for path in (ROOT / "figures").glob(f"*.{ending}")} == set(GALLERY)
+
+
+def test_every_figure_is_drawn_by_a_notebook():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert {name for name in GALLERY if f"gallery.{name}(" in sources} == set(GALLERY)
+
+
+def test_the_command_draws_what_is_named(workbook_out, capsys):
+    command.main(["kgram_parameters"])
+    assert {path.name for path in (workbook_out / "figures").iterdir()} == {
+        "kgram_parameters.png",
+        "kgram_parameters.svg",
+    }
+    assert "1 figures" in capsys.readouterr().out
+    size = plt.imread(workbook_out / "figures" / "kgram_parameters.png").shape
+    assert size[:2] == (1500, 2667)  # 16:9
+    with pytest.raises(SystemExit, match="no figure is called kgram_sped; there are sanity_check_loss"):
+        command.main(["kgram_sped"])

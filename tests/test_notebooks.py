@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from oracles import ROOT
 
+from helpers import load_runs
+
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -23,12 +25,13 @@ def code_cells(notebook):
 
 
 def test_notebooks_are_there():
-    assert [path.stem for path in PATHS][:5] == [
+    assert [path.stem for path in PATHS] == [
         "01_sanity_check",
         "02_kgram_architectures",
         "03_top_p_sampling",
         "04_tinystories",
         "05_cost_of_a_token",
+        "06_interview",
     ]
 
 
@@ -69,6 +72,21 @@ def test_links_between_notebooks_lead_somewhere(notebook):
     for cell in notebook.cells:
         for target in re.findall(r"\]\(([^)#]+\.ipynb)\)", cell.source):
             assert (ROOT / "notebooks" / target).exists(), target
+
+
+def test_first_and_last_cell_lead_to_the_neighbours(notebook):
+    place = [nbformat.read(path, as_version=4).cells[0].source for path in PATHS].index(notebook.cells[0].source)
+    neighbours = [path.name for path in PATHS[max(place - 1, 0) : place + 2] if path != PATHS[place]]
+    for cell in (notebook.cells[0], notebook.cells[-1]):
+        assert re.findall(r"\]\(([^)#]+\.ipynb)\)", cell.source) == neighbours
+
+
+def test_the_time_that_it_states_was_measured(notebook):
+    title = re.match(r"# (\d) ", notebook.cells[0].source)[1]
+    stated = float(re.search(r"CPU time: about (\d+) seconds", notebook.cells[0].source)[1])
+    times = load_runs("notebooks", recorded_only=True)
+    (seconds,) = times.loc[times["notebook"].str.startswith(f"0{title}"), "seconds"]
+    assert 0.7 * stated < seconds < 1.3 * stated
 
 
 def test_no_machine_is_named(notebook):
