@@ -164,16 +164,14 @@ The notes' three runs took {notes_seconds:,} s; these take {seconds:.1f} s toget
   PyTorch draws it, since `nn.Linear` draws first weights for {inputs:,} inputs of which {here.k} are on.
 * With first sums of the same variance both one-hot, {one_hot}, and embedding, {embedding}, pass all three, and no
   difference between them is shown.
-* On stories the embedding MLP is ahead of the other two with the intervals apart, so the later notebooks use it.
+* On stories the embedding MLP is ahead of the other two after {there.steps} steps, with the intervals apart, so the
+  later notebooks use it. After {longer.steps:,} steps no difference is shown: {level}.
 
 {files}
 """)
 def designs() -> dict:
-    notes, summary, stories = (
-        runs("notes").set_index("model"),
-        runs("kgram_designs_summary"),
-        runs("kgram_stories_summary"),
-    )
+    notes, summary = runs("notes").set_index("model"), runs("kgram_designs_summary")
+    stories, longer = runs("kgram_stories_summary"), runs("kgram_stories_long_summary")
     loss, held_out = intervals(summary, "mean_loss"), intervals(stories, "validation_loss")
     rescaled = runs("kgram_first_scale").groupby(["model", "seed"], sort=False, as_index=False)["loss"].mean()
     rescaled = intervals(rescaled, "loss")
@@ -181,11 +179,16 @@ def designs() -> dict:
     claim(loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max(), "one-hot is behind")
     claim(rescaled["high"].max() < loss["low"].min() and level(rescaled), "rescaled, both pass all three")
     claim(verdict(held_out, higher_is_better=False) == "embedding", "embedding is ahead on stories")
+    long_loss = intervals(longer, "validation_loss")
+    claim(level(long_loss), "trained longer on stories, the three are level")
     here, size = summary.iloc[0], summary.groupby("model")["parameters"].first()
+    kinds = ("designs_summary", "speed", "first_scale", "stories_summary", "stories_long_summary")
     return {
         "table": designs_table(notes, loss, held_out, size),
         "here": here,
         "there": stories.iloc[0],
+        "longer": longer.iloc[0],
+        "level": ", ".join(f"{name} {mean_of(row)}" for name, row in long_loss.iterrows()),
         "seeds": summary["seed"].nunique(),
         "rounds": runs("kgram_speed")["round"].nunique(),
         "notes_seconds": notes["seconds"].sum(),
@@ -193,7 +196,7 @@ def designs() -> dict:
         "inputs": here["k"] * here["vocab"],
         "one_hot": mean_of(rescaled.loc["one-hot, rescaled"]),
         "embedding": mean_of(rescaled.loc["embedding, rescaled"]),
-        "files": files("notes", "kgram_designs_summary", "kgram_speed", "kgram_first_scale", "kgram_stories_summary"),
+        "files": files("notes", *(f"kgram_{kind}" for kind in kinds)),
     }
 
 

@@ -749,3 +749,44 @@ def cost_latency(latency: pd.DataFrame) -> Figure:
     ax.set_ylim(0, 1.4 * spread[0.75].max())
     ax.legend(ncols=2, loc="upper left")
     return figure
+
+
+# --------------------------------------------------------------------------------------------------------- 6 interview
+
+STANDINGS = {  # fill, edge, ink
+    "ahead of both": (COLOURS[0], "-", "white"),
+    "level, none shown ahead": ("0.82", "-", "black"),
+    "behind another": ("white", "-", "black"),
+    "measured once, or not": ("none", ":", "0.35"),
+}
+SHOWN = ["loss on 3seqs.txt, 20 steps", "the same, equal first sums", "loss on stories, 120 steps"]
+SHOWN += ["the same, 1,200 steps", "most millinats above a floor", "targets/s, loop, 3seqs.txt"]
+SHOWN += ["targets/s, one batch, TinyStories", "targets/s, exact rungs, TinyStories", "peak MB of a step, TinyStories"]
+SHOWN += ["million weights", "time grows with k to the power", "ms a new token after 1,024"]
+
+
+@figure_of("interview_evidence")
+def interview_decision(evidence: pd.DataFrame) -> Figure:
+    """Twelve of the records that compare the three designs, means over seeds or rounds, and how the rule sees each:
+    ahead or behind only where the 95 % intervals lie apart. Notebook 6 has all lines with their intervals.
+    """
+    figure, ax = slide("One-hot and convolution are each behind on a loss, the embedding MLP on none")
+    rows = evidence.set_index(["criterion", "model"])
+    for y, criterion in enumerate(SHOWN):
+        ax.text(-0.06, y, criterion, ha="right", va="center", fontsize=18)
+        for x, design in enumerate(DESIGNS):
+            mean, standing = rows.loc[(criterion, design), ["mean", "standing"]]
+            fill, edge, ink = STANDINGS[standing]
+            box = {"facecolor": fill, "edgecolor": "0.3", "linestyle": edge, "linewidth": 1}
+            ax.add_patch(plt.Rectangle((x, y - 0.43), 0.96, 0.86, **box))
+            value = "not run" if math.isnan(mean) else f"{mean:,.2f}" if mean < 100 else f"{mean:,.0f}"
+            ax.text(x + 0.48, y, value, ha="center", va="center", color=ink, weight="bold", fontsize=18)
+    ax.set_xticks([0.48, 1.48, 2.48], DESIGNS, weight="bold")
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set(xlim=(-2.3, 3), ylim=(len(SHOWN) - 0.5, -0.5), yticks=[])
+    ax.spines[:].set_visible(False)
+    boxes = {
+        name: plt.Rectangle((0, 0), 1, 1, fc=fill, ec="0.3", ls=edge) for name, (fill, edge, _) in STANDINGS.items()
+    }
+    figure.legend(boxes.values(), boxes, loc="outside lower center", ncols=4, fontsize=17)
+    return figure

@@ -18,17 +18,22 @@ from tqdm.auto import tqdm
 from data.records import describe_machine, load_runs, save_run
 
 FOLDER = Path(__file__).resolve().parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(path: Path) -> float:
     """Run a notebook from a fresh kernel and keep its outputs; its seconds, without the start of the kernel."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": FOLDER}})
+    options = {"timeout": None, "record_timing": False, "store_widget_state": False}
+    client = NotebookClient(notebook, resources={"metadata": {"path": FOLDER}}, **options)
     with client.setup_kernel():
         begin = time.perf_counter()
         for index, cell in enumerate(notebook.cells):
             client.execute_cell(cell, index)
         seconds = time.perf_counter() - begin
+    for cell in notebook.cells:  # a slider needs the kernel that is gone
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     nbformat.write(notebook, path)
     return seconds
 

@@ -92,3 +92,25 @@ def test_the_time_that_it_states_was_measured(notebook):
 def test_no_machine_is_named(notebook):
     text = nbformat.writes(notebook)
     assert not re.search(r"/(home|tmp|root|Users|work)/[a-z]", text)
+
+
+def test_every_pointer_of_the_interview_quotes_the_line_that_it_names():
+    notebook = nbformat.read(ROOT / "notebooks" / "06_interview.ipynb", as_version=4)
+    outputs = [
+        output.data.get("text/markdown", "") for c in code_cells(notebook) for output in c.outputs if "data" in output
+    ]
+    pointers = [found for text in outputs for found in re.findall(r"\[(\S+), (line|cell) (\d+)\]\(\S+\): `(.+)`", text)]
+    assert len(pointers) >= 24
+    for path, kind, number, quoted in pointers:
+        if kind == "line":
+            line = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+            assert line.strip() == quoted, f"{path}:{number} has moved: execute notebook 06 again"
+        else:
+            cell = code_cells(nbformat.read(ROOT / "notebooks" / path, as_version=4))[int(number) - 1]
+            assert quoted in [line.strip() for line in cell.source.splitlines()], (path, number)
+
+
+def test_the_interview_has_the_notes_questions_and_twenty_more():
+    notebook = nbformat.read(ROOT / "notebooks" / "06_interview.ipynb", as_version=4)
+    questions = [re.search(r"^### (\d+)\. .+\?", cell.source, re.M) for cell in notebook.cells]
+    assert [int(found[1]) for found in questions if found] == list(range(1, 27))

@@ -1,0 +1,248 @@
+"""`python -m notebooks`: the slides and pages lead nowhere dead, load nothing from the net, and fit their slides."""
+
+import contextlib
+import copy
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from oracles import ROOT
+from PIL import Image
+
+from notebooks.__main__ import build, main, read_figures
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+# Walks through the deck and writes down what lies outside its slide, in the page that --dump-dom then shows.
+PROBE = """<pre id="report"></pre><script>
+addEventListener("load", () => setTimeout(async () => {
+  const number = document.querySelector(".slide-number").innerText;
+  const report = {started: Reveal.getIndices().h, number, slides: []};
+  for (let i = 0; i < Reveal.getTotalSlides(); i++) {
+    Reveal.slide(i);
+    const frame = Reveal.getCurrentSlide().querySelector(".frame"), box = frame.getBoundingClientRect();
+    const boxes = [...frame.querySelectorAll("*")].map(e => e.getBoundingClientRect()).filter(b => b.width > 0);
+    report.slides.push({
+      shown: box.width > 0 && box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight,
+      outside: boxes.filter(b => b.left < box.left - 1 || b.top < box.top - 1 || b.right > box.right + 1
+        || b.bottom > box.bottom + 1).length,
+      fontSize: parseFloat(getComputedStyle(frame).fontSize),
+      images: [...frame.querySelectorAll("img")].map(e => [e.naturalWidth, e.clientWidth, e.clientHeight]),
+    });
+  }
+  await new Promise(done => setTimeout(done, 2000));  // reveal.js writes the address with a delay
+  report.hash = location.hash;
+  report.loaded = performance.getEntriesByType("resource").map(e => e.name).filter(name => !name.startsWith("data:"));
+  document.getElementById("report").innerText = JSON.stringify(report);
+}, 500));
+</script></body>"""
+LONG = f'<section><div class="frame"><p>{"A text too long for a slide. " * 60}</p></div></section>'
+
+
+@dataclass
+class Built:
+    folder: Path
+    printed: str
+    pages: dict = field(repr=False)  # path -> parsed HTML
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The command's output for the real notebooks: its folder, what it printed, and every page, parsed."""
+    folder, printed = tmp_path_factory.mktemp("out"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("WORKBOOK_OUT", str(folder))
+        main([])
+    folder /= "site"
+    pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in folder.rglob("*.html")}
+    return Built(folder, printed.getvalue(), pages)
+
+
+@pytest.fixture
+def two_notebooks(tmp_path):
+    """Two small notebooks with every kind of cell that slides and pages treat in their own way."""
+    stream = new_output("stream", name="stdout", text="printed beside the figure")
+    figure = new_output("display_data", {"image/png": PIXEL, "text/plain": "a figure"})
+    table = new_output("execute_result", {"text/html": "<table><tr><td>7</td></tr></table>", "text/plain": "7"})
+    opening = "# 1 · One\n\n**A promise.**\n\nIn Colab: run it. Next: [two](02_two.ipynb#The-end)\n\nCPU time: 3 s."
+    links = "[line](../helpers.py#L12-L20) [data](../data/3seqs.txt) [gone](../gone.py) [web](https://example.org)"
+    drawing = 'save_figure(draw(load("x")), "kgram_speed")'
+    first = [
+        new_markdown_cell(opening, metadata={"tags": ["slide"]}),
+        new_code_cell('import sys\n\n"google.colab" in sys.modules', metadata={"tags": ["nbval-skip"]}),
+        new_code_cell("import helpers"),
+        new_code_cell("K = 1", metadata={"tags": ["parameters"]}),
+        new_markdown_cell(f"## The rule\n\n{links}\n\n![a picture](../figures/kgram_speed.png)"),
+        new_markdown_cell("### Fast", metadata={"tags": ["slide"]}),
+        new_code_cell(drawing, outputs=[stream, figure], metadata={"tags": ["slide-part"]}),
+        new_markdown_cell("Say this aloud.", metadata={"tags": ["notes"]}),
+        new_code_cell("secret_of_the_table()", outputs=[table], metadata={"tags": ["slide"]}),
+        new_code_cell("slider()", metadata={"tags": ["nbval-skip"]}),
+    ]
+    second = [new_markdown_cell("# 2 · Two"), new_markdown_cell("## The end\n\n[one](01_one.ipynb)\n\n## Exercises")]
+    for name, cells in (("01_one", first), ("02_two", second)):
+        nbformat.write(new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+    return tmp_path
+
+
+def test_tagged_cells_become_slides(two_notebooks, tmp_path):
+    build(tmp_path / "site", two_notebooks)
+    deck = BeautifulSoup((tmp_path / "site" / "slides.html").read_text(encoding="utf-8"), "html.parser")
+    title, opening, figure, table = deck.select("section")
+    assert title.h1.text == "The pico-llm workbook"
+    assert "A promise." in opening.text and "Colab" not in opening.text
+    assert figure.h3.text == "Fast" and "printed" not in figure.text and "save_figure" not in figure.text
+    (picture,) = figure.select("img")  # the sharp file, not the cell's small one
+    assert picture["src"].startswith("data:image/svg+xml") and picture["alt"]
+    assert figure.select_one("aside.notes").text.strip() == "Say this aloud."
+    assert figure.footer.a["href"] == "01_one.html"
+    assert table.td.text == "7" and "secret" not in table.text
+
+
+def test_a_page_has_its_links_led_and_its_set_up_folded(two_notebooks, tmp_path):
+    dead = build(tmp_path / "site", two_notebooks).dead
+    page = BeautifulSoup((tmp_path / "site" / "01_one.html").read_text(encoding="utf-8"), "html.parser")
+    links = {a.text: a.get("href") for a in page.select("main a:not(.anchor-link)")}
+    assert links["two"] == "02_two.html#The-end"
+    assert links["line"] == "source/helpers.py.html#L-12" and links["data"] == "source/data/3seqs.txt"
+    assert links["gone"] is None and dead == {"../gone.py"} and links["web"] == "https://example.org"
+    assert page.select_one("img[alt='a picture']")["src"].startswith("data:image/png")
+    assert page.title.text == "1 · One" and [a.text for a in page.select(".contents a")] == ["The rule"]
+    assert [a["href"] for a in page.select(".bar a")] == ["index.html", "02_two.html", "slides.html"]
+    assert "import helpers" in page.select_one("details.fold").text and "K = 1" not in page.select_one("details").text
+    assert "google.colab" not in page.text and page.text.count("needs a running kernel") == 1
+    source = BeautifulSoup((tmp_path / "site/source/helpers.py.html").read_text(encoding="utf-8"), "html.parser")
+    line = (ROOT / "helpers.py").read_text(encoding="utf-8").splitlines()[11]
+    assert source.select_one("#L-12").text.strip("\n") == line
+
+
+def test_captions_title_and_order_the_gallery(tmp_path):
+    for name in ("a_first", "b_second"):
+        (tmp_path / f"{name}.png").touch()
+    entry = (
+        "## b_second\n\n**The finding, `k=2`**\n\n![The finding](b_second.png)\n\nMore **here**.\n\nRuns: [x](x.csv)\n"
+    )
+    (tmp_path / "CAPTIONS.md").write_text(f"# Captions\n\n{entry}\n## gone\n\n**No picture**\n", encoding="utf-8")
+    figures = read_figures(tmp_path)
+    assert [(name, figure["title"]) for name, figure in figures.items()] == [
+        ("b_second", "The finding, k=2"),
+        ("a_first", "a first"),
+    ]
+    assert figures["b_second"]["caption"] == "More **here**.\n\nRuns: x"
+
+
+def test_bad_notebooks_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no notebook in"):
+        build(tmp_path / "site", tmp_path)
+    title = new_markdown_cell("# 1 · One", metadata={"tags": ["slide"]})
+    part = new_markdown_cell("more", metadata={"tags": ["slide-part"]})
+    empty = new_code_cell("draw()", metadata={"tags": ["slide"]})
+    for cells, message in (
+        ([new_markdown_cell("no heading")], "01_one.ipynb has no title"),
+        ([new_markdown_cell("# 1 · One"), part], "01_one.ipynb: .*'slide-part'.* before any cell tagged 'slide'"),
+        ([title, empty], r"01_one.ipynb: .* no output; run the notebook: 'draw\(\)'"),
+    ):
+        nbformat.write(new_notebook(cells=cells), tmp_path / "01_one.ipynb")
+        with pytest.raises(ValueError, match=message):
+            build(tmp_path / "site", tmp_path)
+
+
+def test_the_command_says_what_it_made(site):
+    names = ["index.html", "slides.html", *(path.stem + ".html" for path in (ROOT / "notebooks").glob("[!.]*.ipynb"))]
+    for name in names:
+        assert str(site.folder / name) in site.printed and (site.folder / name) in site.pages
+    assert "no such file" not in site.printed  # a link of a notebook that leads nowhere
+    cards = site.pages[site.folder / "index.html"].select(".card")
+    assert [card["href"] for card in cards] == sorted(names[2:])
+    assert all(card.h3.text and card.p.text and "CPU time: " in card.text for card in cards)
+    shown = {figure.img["src"] for figure in site.pages[site.folder / "index.html"].select("figure")}
+    assert shown == {f"figures/{path.name}" for path in (ROOT / "figures").glob("*.png")}
+
+
+def test_a_dozen_slides_without_code(site):
+    slides = site.pages[site.folder / "slides.html"].select("section")
+    assert 10 <= len(slides) <= 16
+    for slide in map(copy.copy, slides):
+        for aside in slide.select("aside, footer"):
+            aside.extract()
+        assert slide.select("img") or slide.text.strip()
+        assert not slide.select(".jp-InputArea-editor, .highlight")
+
+
+def test_nothing_comes_from_the_net(site):
+    for path, page in site.pages.items():
+        styles, wanted = [], []
+        for tag in page.find_all(True):
+            assert tag.name not in ("link", "iframe", "object", "embed") and "srcset" not in tag.attrs, (path, tag.name)
+            assert tag.name != "script" or "src" not in tag.attrs, (path, tag["src"])
+            assert tag.name != "img" or tag.get("alt"), path
+            styles += [tag.text] if tag.name == "style" else [tag["style"]] if "style" in tag.attrs else []
+            wanted += [tag["src"]] if "src" in tag.attrs else []
+        style = "\n".join(styles)
+        assert "@import" not in style, path
+        for address in wanted + re.findall(r"url\(['\"]?([^)'\"]+)", style):
+            assert address.startswith("data:") or (path.parent / address).is_file(), (path, address[:80])
+
+
+def test_every_link_leads_somewhere(site):
+    ids = {path: {tag["id"] for tag in page.select("[id]")} for path, page in site.pages.items()}
+    for path, page in site.pages.items():
+        for link in page.select("a[href]"):
+            address = urlsplit(link["href"])
+            if address.scheme in ("http", "https"):
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            assert target.is_file(), (path, link["href"])
+            if address.fragment:
+                assert {address.fragment, unquote(address.fragment)} & ids[target], (path, link["href"])
+
+
+def open_in_chromium(path, tmp_path, fragment=""):
+    """The page's DOM as it stands after its scripts, without a network; nothing may have gone to the console."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((found for name in names if (found := shutil.which(name))), None)
+    if chromium is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    picture = tmp_path / "page.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--window-size=1280,720"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"--screenshot={picture}"]
+    done = subprocess.run([chromium, *options, path.as_uri() + fragment], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    grey = Image.open(picture).convert("L").histogram()
+    assert sum(grey[:200]) > 0.005 * sum(grey), "the page is blank"
+    return done.stdout
+
+
+def test_slides_run_and_fit_in_chromium(site, tmp_path):
+    deck = (site.folder / "slides.html").read_text(encoding="utf-8")
+    before, after = deck.replace("<section>", LONG + "<section>", 1).rsplit("</body>", 1)
+    (tmp_path / "slides.html").write_text(before + PROBE + after, encoding="utf-8")
+    dom = open_in_chromium(tmp_path / "slides.html", tmp_path, "#/2")
+    assert re.search(r'<div class="reveal[^"]* ready', dom) and re.search(r'<section[^>]* class="present"', dom)
+    report = json.loads(html.unescape(re.search(r'<pre id="report">(.+?)</pre>', dom)[1]))
+    slides = report["slides"]
+    assert len(slides) == 1 + len(site.pages[site.folder / "slides.html"].select("section"))
+    assert report["started"] == 2 and report["number"].split() == ["3", "/", str(len(slides))]
+    assert report["hash"] == f"#/{len(slides) - 1}" and report["loaded"] == []
+    for number, slide in enumerate(slides):
+        assert slide["shown"] and slide["outside"] == 0 and slide["fontSize"] >= 18, (number, slide)
+        assert all(natural > 0 and min(width, height) >= 250 for natural, width, height in slide["images"]), number
+    assert slides[0]["fontSize"] < slides[1]["fontSize"] == 30  # the long text was set smaller
+
+
+@pytest.mark.parametrize("name", ["index.html", "02_kgram_architectures.html"])
+def test_pages_open_in_chromium(site, tmp_path, name):
+    dom = open_in_chromium(site.folder / name, tmp_path)
+    assert "<h1" in dom and "<main" in dom
