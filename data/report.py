@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -28,10 +29,24 @@ def block(text: str):
     """Enter a function, which returns what belongs into the gaps of the text, as the README's block of its name."""
 
     def enter(values: Callable[[], dict]) -> Callable[[], dict]:
-        BLOCKS[values.__name__] = lambda: text.strip().format_map(values())
+        BLOCKS[values.__name__] = lambda: wrap(text.strip().format_map(values()))
         return values
 
     return enter
+
+
+def wrap(text: str) -> str:
+    """Paragraphs and list items in lines of at most 120 characters; tables as they are."""
+    options = {"width": 120, "break_long_words": False, "break_on_hyphens": False}
+    wrapped = []
+    for paragraph in text.split("\n\n"):
+        items = [paragraph] if "| ---" in paragraph else re.split(r"\n(?=\* )", paragraph)
+        for number, item in enumerate(items):
+            if "| ---" not in item:
+                hanging = "  " if item.startswith("* ") else ""
+                items[number] = textwrap.fill(" ".join(item.split()), subsequent_indent=hanging, **options)
+        wrapped.append("\n".join(items))
+    return "\n\n".join(wrapped)
 
 
 def runs(name: str) -> pd.DataFrame:
@@ -58,7 +73,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def files(*names: str) -> str:
     """Links to the recorded runs of a block."""
-    return "Runs: " + ",\n".join(f"[{name}](data/runs/{name}.csv)" for name in names) + "."
+    return "Runs: " + ", ".join(f"[{name}](data/runs/{name}.csv)" for name in names) + "."
 
 
 def median_of(values: pd.Series, digits: int = 0) -> str:
@@ -98,7 +113,7 @@ def same_context() -> pd.Series:
 
 
 @block("""
-**The notes' {notes} tokens/s are a Python loop, not three designs: the same mathematics runs at least {loop:.0f}
+**The notes' {notes} tokens/s measure a Python loop, not three designs: the same mathematics runs at least {loop:.0f}
 times as fast, and with {seeds} seeds no difference in loss between embedding and convolution is shown.** One plain
 batch gives the larger part of the factor. The last step, {low:.0f} to {high:.0f} times, is mostly this text's
 repetition, as {same[3seqs.txt]:.1f} of its targets share a context. On TinyStories ({same[stories]:.2f}) all of it

@@ -145,9 +145,12 @@ def read_book(path: Path) -> dict:
 
 
 def read_readme() -> tuple[str, str]:
-    """The README's title and its first paragraph, in Markdown."""
-    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
-    return blocks[0].lstrip("# ").strip(), next(block for block in blocks[1:] if block.strip()[:1] not in "#![")
+    """The README's title, and what it says first: the first paragraph, and the finding in bold. In Markdown."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = text.split("\n\n")
+    lead = next(block for block in blocks[1:] if block.strip()[:1] not in "#![<")
+    finding = re.search(r"<!-- begin finding.*?(\*\*.+?\*\*)", text, re.S)
+    return blocks[0].lstrip("# ").strip(), f"{lead}\n\n{finding[1] if finding else ''}"
 
 
 def read_figures(folder: Path) -> dict[str, dict]:
@@ -283,7 +286,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m notebooks", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, help="default: site, or $WORKBOOK_OUT/site where that is set")
     output = parser.parse_args(arguments).output or Path(os.environ.get("WORKBOOK_OUT", ""), "site")
-    site = build(output)
+    try:
+        site = build(output)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise SystemExit(f"python -m notebooks: {error}") from None
     for path in site.files:
         print(f"{path.stat().st_size / 1e6:7.2f} MB  {path}")
     for address in sorted(site.dead):

@@ -24,14 +24,14 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def execute(path: Path) -> float:
     """Run a notebook from a fresh kernel and keep its outputs; its seconds, without the start of the kernel."""
     notebook = nbformat.read(path, as_version=4)
-    options = {"timeout": None, "record_timing": False, "store_widget_state": False}
-    client = NotebookClient(notebook, resources={"metadata": {"path": FOLDER}}, **options)
+    client = NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": FOLDER}})
     with client.setup_kernel():
         begin = time.perf_counter()
         for index, cell in enumerate(notebook.cells):
             client.execute_cell(cell, index)
         seconds = time.perf_counter() - begin
-    for cell in notebook.cells:  # a slider needs the kernel that is gone
+    notebook.metadata.pop("widgets", None)  # a slider needs the kernel that is gone
+    for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     nbformat.write(notebook, path)
@@ -45,11 +45,16 @@ def main(names: list[str]) -> None:
     if not chosen:
         sys.exit(f"no notebook is called {', '.join(names)}; there are {', '.join(path.stem for path in paths)}")
     os.environ["TQDM_DISABLE"] = "1"  # in the kernels
-    rows = [{"notebook": path.stem, "seconds": execute(path)} for path in tqdm(chosen, unit="notebook", disable=False)]
-    new = pd.DataFrame(rows).assign(**describe_machine())
+    for path in tqdm(chosen, unit="notebook", disable=False):
+        record(path.stem, execute(path))
+
+
+def record(name: str, seconds: float) -> None:
+    """Enter a notebook's seconds among those of the others."""
+    new = pd.DataFrame([{"notebook": name, "seconds": seconds}]).assign(**describe_machine())
     try:
         kept = load_runs("notebooks").drop(columns=["file", "source"])
-        new = pd.concat([kept[~kept["notebook"].isin(new["notebook"])], new]).sort_values("notebook")
+        new = pd.concat([kept[kept["notebook"] != name], new]).sort_values("notebook")
     except FileNotFoundError:  # the first time
         pass
     save_run(new, "notebooks")

@@ -129,9 +129,7 @@ def test_a_page_has_its_links_led_and_its_set_up_folded(two_notebooks, tmp_path)
 def test_captions_title_and_order_the_gallery(tmp_path):
     for name in ("a_first", "b_second"):
         (tmp_path / f"{name}.png").touch()
-    entry = (
-        "## b_second\n\n**The finding, `k=2`**\n\n![The finding](b_second.png)\n\nMore **here**.\n\nRuns: [x](x.csv)\n"
-    )
+    entry = "## b_second\n\n**The finding, `k=2`**\n\n![The finding](b_second.png)\n\nMore **here**.\n\nRuns: x\n"
     (tmp_path / "CAPTIONS.md").write_text(f"# Captions\n\n{entry}\n## gone\n\n**No picture**\n", encoding="utf-8")
     figures = read_figures(tmp_path)
     assert [(name, figure["title"]) for name, figure in figures.items()] == [
