@@ -326,7 +326,7 @@ def draw_text(ax, rows: pd.DataFrame, width: int = 68) -> None:
         if token.startswith(" ") and x + len(token) > width:
             x, y = -1, y + 1
         box = {"boxstyle": "square,pad=0.06", "facecolor": "0.85" if math.isnan(probability) else SHADES(probability)}
-        box |= {"edgecolor": COLOURS[1] if outside else "none", "linewidth": 4}
+        box |= {"edgecolor": "black" if outside else "none", "linewidth": 4}
         style = {"family": "monospace", "fontsize": 18.5, "color": "white" if probability < 0.35 else "black"}
         for layer in ({"bbox": box}, {"zorder": 4}):  # the boxes, then the words above all boxes
             ax.text(x + len(token) - len(token.lstrip()), -y, token.strip(), **style, **layer)
@@ -680,8 +680,8 @@ def cost_roof(roof: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     figure, ax = slide("The loop is far below what memory allows; the exact rungs end near the roof (embedding)")
     limit = np.minimum(best["float32"], best["memory"] * intensity) / 1e9
     ax.plot(intensity, limit, color="black", label="the machine's limit")
-    spots = {"loop": (14, -6), "one batch": (16, -22), "distinct": (14, -12), "fused Adam": (-16, -16)}
-    spots["memory kept"] = (-16, 2)
+    spots = {"loop": (14, -6), "one batch": (-14, -20), "distinct": (14, -14), "fused Adam": (-16, -14)}
+    spots["memory kept"] = (16, 2)
     for number, (text, rows) in enumerate(roof.groupby("text", sort=False)):
         style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": "", "markersize": 13}
         ax.plot(rows["FLOP/byte"], rows["GFLOP/s"], label=TEXTS[text], **style)
