@@ -5,6 +5,7 @@ helpers.py hands all of this on; import it from there. The figures themselves ar
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,8 +65,8 @@ def slide(title: str, rows: int = 1, columns: int = 1, *, note: str = "", **opti
     `options` go to `plt.subplots`.
     """
     figure, axes = plt.subplots(rows, columns, **options)
-    lines = -(-len(title) // 57)
-    figure.suptitle(textwrap.fill(title, -(-len(title) // lines) + 6), x=0.01, ha="left")
+    lines = max(1, math.ceil(len(title) / 57))  # of about the same length
+    figure.suptitle(textwrap.fill(title, math.ceil(len(title) / lines) + 6), x=0.01, ha="left")
     if note:
         figure.supxlabel(note, x=0.99, ha="right", color="0.3")
     return figure, axes

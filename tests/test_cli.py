@@ -1,6 +1,9 @@
 """The command line: the notes' command word for word, each option, each kind of bad value."""
 
+import contextlib
+import functools
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -31,15 +34,23 @@ def pico_llm():
     return module
 
 
-@pytest.fixture
-def run(pico_llm, capsys):
+@pytest.fixture(scope="session")
+def run(pico_llm):
     """Runs main with QUICK and some more options; returns what it printed, less the speed."""
 
     def run(more=""):
-        pico_llm.main(shlex.split(QUICK) + shlex.split(more))
-        return re.sub(r"[\d,]+ tokens/s", "", capsys.readouterr().out)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            pico_llm.main(shlex.split(QUICK) + shlex.split(more))
+        return re.sub(r"[\d,]+ tokens/s", "", printed.getvalue())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def usual(run):
+    """What `run` returned for these options the first time."""
+    return functools.cache(run)
 
 
 def test_the_command_of_the_notes():
@@ -95,16 +106,20 @@ def test_the_command_of_the_notes():
         "--monosemantic_enabled head",
     ],
 )
-def test_each_option_changes_what_is_printed(run, option):  # TRAPS 26
-    assert run() == run() != run(option)
+def test_each_option_changes_what_is_printed(run, usual, option):  # TRAPS 26
+    assert run(option) != usual()
+
+
+def test_the_same_options_print_the_same(run, usual):
+    assert run() == usual()
 
 
 @pytest.mark.parametrize(
     "option", ["--n_heads 2", "--n_blocks 1", "--norm post", "--positions none", "--positions learned"]
 )
-def test_each_option_of_the_transformer_changes_what_is_printed(run, option):  # TRAPS 26
-    usual = "--models transformer --learning_rate 0.01 --max_steps_per_epoch 4"
-    assert run(usual) != run(f"{usual} {option}")
+def test_each_option_of_the_transformer_changes_what_is_printed(run, usual, option):  # TRAPS 26
+    options = "--models transformer --learning_rate 0.01 --max_steps_per_epoch 4"
+    assert run(f"{options} {option}") != usual(options)
 
 
 def test_input_files_and_stories_change_the_text(run, tmp_path):  # TRAPS 26

@@ -158,6 +158,6 @@ def test_the_command_draws_what_is_named(workbook_out, capsys):
     }
     assert "1 figures" in capsys.readouterr().out
     size = plt.imread(workbook_out / "figures" / "kgram_parameters.png").shape
-    assert size[:2] == (1500, 2667)  # 16:9
+    assert size[:2] == (1500, 2666)  # 16:9
     with pytest.raises(SystemExit, match="no figure is called kgram_sped; there are sanity_check_loss"):
         command.main(["kgram_sped"])
