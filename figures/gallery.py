@@ -408,7 +408,7 @@ def top_p_next_token(table: pd.DataFrame) -> Figure:
 
 @figure_of("generation_latency")
 def generation_latency(growth: pd.DataFrame) -> Figure:
-    """Milliseconds for one more token (V = 50,257, H = 256) after texts of 16 to 2,048 tokens: the whole text
+    """Milliseconds for one more token (V = 50,257, H = 256) after texts of three lengths: the whole text
     again with all logits, with the last row of logits only, and one step from a kept state.
     """
     names, lengths = growth["model"].unique(), sorted(growth["length"].unique())

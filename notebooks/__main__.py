@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = ROOT / "notebooks" / "templates"
 SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tags and nbconvert's words for them
 NOT_ON_SLIDES = r"(?ms)^In Colab:.*?$|^## Exercises.*"
+NEXT_SECTION = r"(?ms)(?<=\n)#.*"  # what a cell of notes goes on with
 
 
 class Site:
@@ -244,7 +245,7 @@ def slide_cell(original: NotebookNode, kind: str, book: dict, figures: dict[str,
     cell = deepcopy(original)
     cell.metadata |= {"slideshow": {"slide_type": kind}, "origin": {"html": book["html"], "title": book["title"]}}
     if cell.cell_type == "markdown":
-        cell.source = re.sub(NOT_ON_SLIDES, "", cell.source)
+        cell.source = re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source)
     elif not cell.outputs:
         start = cell.source[:80]
         raise ValueError(f"{book['name']}: a cell tagged {tags(cell)} has no output; run the notebook: {start!r}")

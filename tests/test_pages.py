@@ -85,7 +85,7 @@ def two_notebooks(tmp_path):
         new_markdown_cell(f"## The rule\n\n{links}\n\n![a picture](../figures/kgram_speed.png)"),
         new_markdown_cell("### Fast", metadata={"tags": ["slide"]}),
         new_code_cell(drawing, outputs=[stream, figure], metadata={"tags": ["slide-part"]}),
-        new_markdown_cell("Say this aloud.", metadata={"tags": ["notes"]}),
+        new_markdown_cell("Say this aloud.\n\n### And then", metadata={"tags": ["notes"]}),
         new_code_cell("secret_of_the_table()", outputs=[table], metadata={"tags": ["slide"]}),
         new_code_cell("slider()", metadata={"tags": ["nbval-skip"]}),
     ]
