@@ -111,7 +111,7 @@ def plot_loss_curves(
         spot = {"xycoords": ("axes fraction", "data"), "xytext": (4 if left else 0, -4), "textcoords": "offset points"}
         ax.annotate(name, (1 - left, level), **spot, ha="left" if left else "right", va="top", color="0.25")
     seeds = frame["seed"].nunique()
-    note = f"{labels[x]}\n(lines: mean of {seeds} seeds, bands: min to max)" if seeds > 1 else labels[x]
+    note = f"{labels[x]}\n(lines: mean of {seeds} seeds, bands: lowest to highest)" if seeds > 1 else labels[x]
     ax.set(xlabel=note, ylabel="loss (nats per token)")
     if x == "step":
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
