@@ -115,10 +115,10 @@ def same_context() -> pd.Series:
 @block("""
 **The notes' {notes} tokens/s measure a Python loop, not three designs: the same mathematics runs {all[0]:.0f} to
 {all[1]:.0f} times as fast, and on `3seqs.txt`, with {seeds} seeds, no difference in loss between embedding and
-convolution is shown.** One plain batch alone is {batch[0]:.0f} to {batch[1]:.0f} times the loop. The last step is another
-{last[0]:.0f} to {last[1]:.0f} times and mostly this text's repetition: {same[3seqs.txt]:.1f} of its targets share a
-context. On TinyStories ({same[stories]:.2f}) all of it together is {stories:.0f} times (embedding, a whole training
-step).
+convolution is shown.** One plain batch alone is {batch[0]:.0f} to {batch[1]:.0f} times the loop. The last step is
+another {last[0]:.0f} to {last[1]:.0f} times and mostly this text's repetition: {same[3seqs.txt]:.1f} of its targets
+share a context. On TinyStories ({same[stories]:.2f}) all of it together is {stories:.0f} times (embedding, a whole
+training step).
 """)
 def finding() -> dict:
     summary, speed = runs("kgram_designs_summary"), runs("kgram_speed")

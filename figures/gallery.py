@@ -809,5 +809,5 @@ def interview_decision(evidence: pd.DataFrame) -> Figure:
     boxes = {
         name: plt.Rectangle((0, 0), 1, 1, fc=fill, ec="0.3", ls=edge) for name, (fill, edge, _) in STANDINGS.items()
     }
-    figure.legend(boxes.values(), boxes, loc="outside lower center", ncols=4, fontsize=17)
+    figure.legend(boxes.values(), boxes, loc="outside lower center", ncols=4, fontsize=16, columnspacing=1)
     return figure

@@ -146,12 +146,13 @@ def read_book(path: Path) -> dict:
 
 
 def read_readme() -> tuple[str, str]:
-    """The README's title, and what it says first: the first paragraph, and the finding in bold. In Markdown."""
+    """The README's title, and what it says first: a paragraph, the finding in bold. In Markdown, as for a notebook."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = text.split("\n\n")
     lead = next(block for block in blocks[1:] if block.strip()[:1] not in "#![<")
     finding = re.search(r"<!-- begin finding.*?(\*\*.+?\*\*)", text, re.S)
-    return blocks[0].lstrip("# ").strip(), f"{lead}\n\n{finding[1] if finding else ''}"
+    first = f"{lead}\n\n{finding[1] if finding else ''}"
+    return blocks[0].lstrip("# ").strip(), re.sub(r"\]\((?!\w+:)", "](../", first)
 
 
 def read_figures(folder: Path) -> dict[str, dict]:
@@ -192,7 +193,7 @@ def own_page(**values) -> str:
 
 def render_index(site: Site, title: str, lead: str, books: list[dict], figures: dict[str, dict]) -> str:
     pictures = [f | {"caption": site.rewrite(markdown2html(f["caption"]), "figures")} for f in figures.values()]
-    return own_page(title=title, lead=site.rewrite(markdown2html(lead), ""), books=books, figures=pictures)
+    return own_page(title=title, lead=site.rewrite(markdown2html(lead)), books=books, figures=pictures)
 
 
 def tags(cell: NotebookNode) -> list[str]:

@@ -237,7 +237,7 @@ def test_slides_run_and_fit_in_chromium(site, tmp_path):
     for number, slide in enumerate(slides):
         assert slide["shown"] and slide["outside"] == 0 and slide["fontSize"] >= 18, (number, slide)
         assert all(natural > 0 and min(width, height) >= 250 for natural, width, height in slide["images"]), number
-    assert slides[0]["fontSize"] < slides[1]["fontSize"] == 30  # the long text was set smaller
+    assert slides[0]["fontSize"] < slides[2]["fontSize"] == 30  # the long text was set smaller
 
 
 @pytest.mark.parametrize("name", ["index.html", "02_kgram_architectures.html"])
