@@ -212,8 +212,9 @@ def open_in_chromium(path, tmp_path, fragment=""):
     if chromium is None:
         pytest.skip(f"no browser: none of {', '.join(names)} is installed")
     picture = tmp_path / "page.png"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--window-size=1280,720"]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    options += ["--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    options += ["--virtual-time-budget=5000", "--window-size=1280,720"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"--screenshot={picture}"]
     done = subprocess.run([chromium, *options, path.as_uri() + fragment], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
