@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.special import stdtrit
@@ -25,7 +26,7 @@ from torch import distributed, nn
 # fmt: off
 __all__ = [
     "set_up", "join_processes", "synchronize", "describe_machine", "peak_memory", "keep_memory", "count_parameters",
-    "summarise", "intervals", "verdict", "save_run", "add_to_run", "load_runs", "notebook_source",
+    "summarise", "intervals", "verdict", "growth_slopes", "save_run", "add_to_run", "load_runs", "notebook_source",
 ]
 # fmt: on
 
@@ -196,6 +197,16 @@ def verdict(table: pd.DataFrame, *, higher_is_better: bool) -> str:
     low, high = table.loc[best, ["low", "high"]]
     level = table.index[(table["low"] <= high) & (table["high"] >= low)]
     return best if len(level) == 1 else "no difference: " + ", ".join(level)
+
+
+def growth_slopes(growth: pd.DataFrame) -> pd.Series:
+    """Slope of log(step_s) against log(value) for each axis, model and round: 1 is a time in proportion."""
+
+    def fit(rows: pd.DataFrame) -> float:
+        return np.polyfit(np.log(rows["value"]), np.log(rows["step_s"]), 1)[0]
+
+    groups = growth.groupby(["axis", "model", "round"], sort=False)[["value", "step_s"]]
+    return groups.apply(fit).rename("slope")
 
 
 def output_folder(kind: str) -> Path:

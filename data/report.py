@@ -14,10 +14,9 @@ import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from data.records import ROOT, intervals, load_runs, verdict
+from data.records import ROOT, growth_slopes, intervals, load_runs, verdict
 
 DESIGNS = ["one-hot", "embedding", "convolution"]
 NETS = {"kgram": "k-gram", "transformer": "Transformer", "lstm": "LSTM"}
@@ -36,7 +35,8 @@ def block(text: str):
 
 
 def wrap(text: str) -> str:
-    """Paragraphs and list items in lines of at most 120 characters; tables as they are."""
+    """Paragraphs and list items in lines of at most 120 characters; tables as they are. 95% becomes 95 %."""
+    text = re.sub(r"(?<=\d)%", " %", text)
     options = {"width": 120, "break_long_words": False, "break_on_hyphens": False}
     wrapped = []
     for paragraph in text.split("\n\n"):
@@ -95,9 +95,8 @@ def ladder_rates() -> pd.Series:
     ladder = runs("cost_ladder_complete")
     literal = (ladder["design"] == "one-hot") & (ladder["rung"] == "one batch")
     ladder = ladder[~literal].replace({"rung": {"lookup": "one batch"}})
-    return ladder.assign(rate=ladder["tokens"] / ladder["step_s"]).set_index(["text", "design", "round", "rung"])[
-        "rate"
-    ]
+    ladder["rate"] = ladder["tokens"] / ladder["step_s"]
+    return ladder.set_index(["text", "design", "round", "rung"])["rate"]
 
 
 def ladder_factors(base: str) -> pd.DataFrame:
@@ -378,7 +377,7 @@ def cost() -> dict:
         "limit": limit["limit, ms"],
         "taken": limit["ms"],
         "share": limit["share of limit"],
-        "slope": growth_slopes(growth),
+        "slope": slope_ends(growth),
         "kinds": growth["model"].nunique(),
         "largest": growth.groupby("axis")["value"].max(),
         "threaded": ratios(runs("cost_threads_complete"), "threads", "step_s", 1, 2),
@@ -407,14 +406,9 @@ def ratios(frame: pd.DataFrame, column: str, value: str, above: object, below: o
     return (wide[above] / wide[below]).groupby("model").median().agg(["min", "max"]).tolist()
 
 
-def growth_slopes(growth: pd.DataFrame) -> dict[str, list[float]]:
-    """For each axis the smallest and largest slope of log(step time) against log(size): medians over the rounds."""
-
-    def fit(rows: pd.DataFrame) -> float:
-        return np.polyfit(np.log(rows["value"]), np.log(rows["step_s"]), 1)[0]
-
-    slopes = growth.groupby(["axis", "model", "round"])[["value", "step_s"]].apply(fit)
-    ends = slopes.groupby(level=[0, 1]).median().groupby(level=0).agg(["min", "max"])
+def slope_ends(growth: pd.DataFrame) -> dict[str, list[float]]:
+    """For each axis the smallest and largest median slope of the models."""
+    ends = growth_slopes(growth).groupby(level=[0, 1]).median().groupby(level=0).agg(["min", "max"])
     return {axis: row.tolist() for axis, row in ends.iterrows()}
 
 

@@ -66,15 +66,15 @@ def line_style(number: int) -> dict:
     return {"color": COLOURS[place], "linestyle": DASHES[place], "marker": MARKERS[place]}
 
 
-def plot_spread(ax, values, number: int, label: str = "", quantiles: tuple[float, float] = (0, 1), **options) -> None:
-    """A line of medians with whiskers, from a grouped column."""
-    middle, low, high = (values.quantile(share) for share in (0.5, *quantiles))
+def plot_spread(ax, values, number: int, label: str = "", **options) -> None:
+    """A line of medians with whiskers from lowest to highest, from a grouped column."""
+    middle, low, high = values.median(), values.min(), values.max()
     spread = [middle - low, high - middle]
     ax.errorbar(middle.index, middle, spread, label=label, capsize=5, **line_style(number), **options)
 
 
 def set_log_ticks(axis, ticks, names=None) -> None:
-    """Ticks at these values of a logarithmic axis ("x" or "y" of the axes), and no others."""
+    """Ticks at these values of a logarithmic axis (`ax.xaxis` or `ax.yaxis`), and no others."""
     axis.set_ticks(ticks, [f"{tick:,}" for tick in ticks] if names is None else names)
     axis.set_minor_locator(mpl.ticker.NullLocator())
 
@@ -780,10 +780,14 @@ STANDINGS = {  # fill, edge, ink
     "behind another": ("white", "-", "black"),
     "measured once, or not run": ("none", ":", "0.35"),
 }
-SHOWN = ["loss on 3seqs.txt, 20 steps", "the same, equal first sums", "loss on built-in stories, 120 steps"]
-SHOWN += ["the same, 1,200 steps", "most above a floor (nats / 1000)", "targets/s, loop, 3seqs.txt"]
-SHOWN += ["targets/s, one batch, TinyStories", "targets/s, exact rungs, TinyStories", "peak MB of a step, TinyStories"]
-SHOWN += ["million weights", "time grows with k to the power", "ms a new token after 1,024"]
+CRITERIA = ["loss on 3seqs.txt, 20 steps", "the same, equal first sums", "loss on built-in stories, 120 steps"]
+CRITERIA += ["the same, 1,200 steps", "most above a floor (nats / 1000)", "targets/s, loop, 3seqs.txt"]
+CRITERIA += [
+    "targets/s, one batch, TinyStories",
+    "targets/s, exact rungs, TinyStories",
+    "peak MB of a step, TinyStories",
+]
+CRITERIA += ["million weights", "time grows with k to the power", "ms a new token after 1,024"]
 
 
 @figure_of("interview_evidence")
@@ -793,7 +797,7 @@ def interview_decision(evidence: pd.DataFrame) -> Figure:
     """
     figure, ax = slide("One-hot and convolution are each behind on a loss, the embedding MLP on none")
     rows = evidence.set_index(["criterion", "model"])
-    for y, criterion in enumerate(SHOWN):
+    for y, criterion in enumerate(CRITERIA):
         ax.text(-0.06, y, criterion, ha="right", va="center", fontsize=18)
         for x, design in enumerate(DESIGNS):
             mean, standing = rows.loc[(criterion, design), ["mean", "standing"]]
@@ -804,7 +808,7 @@ def interview_decision(evidence: pd.DataFrame) -> Figure:
             ax.text(x + 0.48, y, value, ha="center", va="center", color=ink, weight="bold", fontsize=18)
     ax.set_xticks([0.48, 1.48, 2.48], DESIGNS, weight="bold")
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
-    ax.set(xlim=(-2.3, 3), ylim=(len(SHOWN) - 0.5, -0.5), yticks=[])
+    ax.set(xlim=(-2.3, 3), ylim=(len(CRITERIA) - 0.5, -0.5), yticks=[])
     ax.spines[:].set_visible(False)
     boxes = {
         name: plt.Rectangle((0, 0), 1, 1, fc=fill, ec="0.3", ls=edge) for name, (fill, edge, _) in STANDINGS.items()

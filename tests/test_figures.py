@@ -1,5 +1,6 @@
 """Figures show the rows that their labels name, and can be read."""
 
+import functools
 import itertools
 import re
 
@@ -161,3 +162,27 @@ def test_the_command_draws_what_is_named(workbook_out, capsys):
     assert size[:2] == (1500, 2666)  # 16:9
     with pytest.raises(SystemExit, match="no figure is called kgram_sped; there are sanity_check_loss"):
         command.main(["kgram_sped"])
+
+
+def test_titles_without_a_number_say_what_the_records_show():
+    """Titles with a number are computed from the records; those of notebooks' claims are asserted there."""
+    runs = functools.partial(helpers.load_runs, recorded_only=True)
+    by_k = runs("stories_k_summary").set_index("kgram_k")
+    assert (by_k["kneser_ney_loss"] < by_k["validation_loss"])[2:].all() and by_k["mixed_loss"].lt(
+        by_k[["validation_loss", "kneser_ney_loss"]].min(axis=1)
+    ).all()  # stories_k
+    nets = runs("stories_5min_summary").groupby("model")[["validation_loss", "mixed_loss", "kneser_ney_loss"]].mean()
+    gain = nets["validation_loss"] - nets["mixed_loss"]
+    assert gain.min() > 0 and gain.idxmin() == "lstm"  # stories_mixture
+    assert nets["validation_loss"].drop("kgram").max() < nets.loc["kgram", "validation_loss"]  # stories_curves
+    live = runs("stories_live_positions").pivot(index="from", columns="model", values="loss")
+    assert (live[["LSTM", "Transformer"]].mean() > live["k-gram"].mean()).all()  # stories_live_positions
+    latency = runs("generation_latency").query("way == 'one step'").groupby(["model", "length"])["ms"].median()
+    assert (latency.unstack().max(axis=1) < 1.5 * latency.unstack().min(axis=1)).all()  # generation_latency
+    slopes = helpers.growth_slopes(runs("cost_growth_complete")).groupby(level=[0, 1]).median().unstack(0)
+    assert slopes["N"].between(0.9, 1.1).all() and slopes["V"].max() < 0.9 and slopes[["k", "E"]].max().max() < 0.2
+    evidence = runs("interview_evidence").query(
+        "criterion.str.startswith('loss') or criterion.str.startswith('the same')"
+    )
+    behind = set(evidence.loc[evidence["standing"] == "behind another", "model"])
+    assert behind == {"one-hot", "convolution"}  # interview_decision
