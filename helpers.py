@@ -1,4 +1,4 @@
-"""Shared code of the pico-llm workbook: models, loss, training and sampling.
+"""The models of the pico-llm workbook, their loss, their evaluation, and sampling from them.
 
 One alphabet for shapes: T time, B batch, N = T*B rows, K context length (`k`), V vocabulary, E embedding,
 H hidden. Token tensors are time first, (T, B); logits are (T, B, V); `logits[t]` predicts token t+1 from the
@@ -6,62 +6,30 @@ tokens up to and including t. BLANK, the id V, stands for "no token": history be
 and padding after its end. It embeds to zeros and is never a target.
 
 Contents
-    1. Models                       TokenEmbedding, context_windows, SequenceModel, KGramMLPSeqModel, EmbeddingMLP,
-                                    LSTMSeqModel, RMSNorm, rotate, TransformerBlock, TransformerModel,
-                                    check_gradient_flow
+    1. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
+                                    KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, RMSNorm, rotate,
+                                    TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
     2. Loss and evaluation          head_cross_entropy, next_token_loss, context_loss, evaluate,
-                                    target_log_probabilities
-    3. Training and comparison      compare, make_optimizers, train, rate_factor
-    4. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate
+                                    target_log_probabilities, loss_by_position
+    3. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate,
+                                    nearest_tokens, annotate
 
-Handed on, each module's `__all__`
-    data/text.py                    tokenizer, files, stories, compact vocabularies
-    data/batches.py                 split, padding, order, distinct contexts, a process's part of a batch
-    data/counts.py                  floors, Kneser-Ney, mixtures
-    data/records.py                 device and machine, memory, run rows, intervals, CSV files
-    figures/draw.py                 style, loss curves, throughput bars, files
+Text, batches, counts, training and records are in the package workbook.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large memory pages for PyTorch; read at its first allocation
-
+import codecs
 import itertools
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-import pandas as pd
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
-from data import batches, counts, records, text
-from data.batches import *  # noqa: F403  (handed on; each module says what)
-from data.batches import ContextBatch, count_targets, distinct_contexts, pad_batch, shard
-from data.counts import *  # noqa: F403
-from data.records import *  # noqa: F403
-from data.records import synchronize
-from data.text import *  # noqa: F403
-from data.text import VOCAB_SIZE
-from figures import draw
-from figures.draw import *  # noqa: F403
-
-# fmt: off
-__all__ = [
-    "BLANK", "TokenEmbedding", "context_windows", "SequenceModel", "KGramMLPSeqModel", "EmbeddingMLP", "LSTMSeqModel",
-    "RMSNorm", "rotate", "TransformerBlock", "TransformerModel", "check_gradient_flow",
-    "head_cross_entropy", "next_token_loss", "context_loss", "evaluate", "target_log_probabilities",
-    "compare", "make_optimizers", "train", "rate_factor",
-    "top_p_filter", "top_k_filter", "sample_token", "token_stream", "generate",
-]
-# fmt: on
-__all__ += [*text.__all__, *batches.__all__, *counts.__all__, *records.__all__, *draw.__all__]
+from workbook.fast import linear
+from workbook.text import VOCAB_SIZE
 
 BLANK = VOCAB_SIZE  # a model of another vocabulary uses its own size: `model.blank`
 
@@ -83,12 +51,17 @@ def context_windows(tokens: Tensor, k: int, blank: int) -> Tensor:
     return torch.cat([history, tokens]).unfold(0, k, 1)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`nn.functional.linear`; without gradients on a CPU by oneDNN, up to twice as fast as the default there."""
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if on_cpu and not torch.is_grad_enabled() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return nn.functional.linear(x, weight, bias)
+def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """(N, k) -> the distinct rows (U, k) in sorted order, and index (N,): contexts = rows[index].
+
+    The same as `torch.unique(dim=0)`, one column at a time, which is many times faster on a CPU.
+    """
+    index = torch.zeros_like(contexts[:, 0])
+    for column in contexts.unbind(1):  # ids stay below N * (V + 1): no overflow, whatever k
+        ids, index = torch.unique(index * (vocab_size + 1) + column, return_inverse=True)
+    position = torch.arange(len(contexts), device=contexts.device)
+    some_row = torch.empty_like(ids).scatter_(0, index, position)
+    return contexts[some_row], index
 
 
 class SequenceModel(nn.Module):
@@ -126,18 +99,18 @@ class SequenceModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, V)
+        self.check_tokens(tokens)
         return self.logits(self.hidden(tokens))
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., V)
         """The head alone."""
-        return _linear(hidden, self.head.weight, self.head.bias)
+        return linear(hidden, self.head.weight, self.head.bias)
 
     def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(T, B) -> rows (R, H) and index (T*B,): the hidden states, row after row, are rows[index].
 
         Here each distinct sequence of the batch is computed once; a k-gram computes each distinct context.
         """
-        self.check_tokens(tokens)
         columns, index = torch.unique(tokens, dim=1, return_inverse=True)  # (T, U), (B,)
         rows = self.hidden(columns).flatten(0, 1)  # (T * U, H)
         steps = torch.arange(len(tokens), device=tokens.device)
@@ -158,7 +131,11 @@ class SequenceModel(nn.Module):
         return logits, state
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """TypeError or ValueError unless `tokens` is integer, (T, B), not empty, with ids 0 … V (V: BLANK)."""
+        """TypeError or ValueError unless `tokens` is integer, (T, B), not empty, with ids 0 … V (V: BLANK).
+
+        It reads two numbers back from the device, so it stands at the doors (`forward`, `next_token_loss`,
+        `token_stream`, `target_log_probabilities`) and not in each step.
+        """
         if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
             came = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
             raise TypeError(f"tokens are {came}; expected a torch.int64 tensor of token ids")
@@ -206,7 +183,6 @@ class KGramMLPSeqModel(SequenceModel):
 
     def hidden_rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(T, B) -> rows (R, H), one for each distinct context of the batch, and index (T*B,)."""
-        self.check_tokens(tokens)
         contexts = context_windows(tokens, self.k, self.blank).flatten(0, 1)  # (N, k)
         rows, index = distinct_contexts(contexts, self.vocab_size)
         return self.apply_net(rows), index
@@ -222,7 +198,6 @@ class KGramMLPSeqModel(SequenceModel):
         return self.prefill(tokens[None], state)
 
     def prefill(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        self.check_tokens(tokens)
         state = torch.cat([state, tokens.t()], dim=1)[:, -self.k :]  # (B, k), the newest last
         return self.logits(self.apply_net(state)), state
 
@@ -255,7 +230,6 @@ class LSTMSeqModel(SequenceModel):
             self.tie(self.embedding)
 
     def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
-        self.check_tokens(tokens)
         return self.project(self.dropout(self.lstm(self.embedding(tokens))[0]))
 
     def start(self, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -266,7 +240,6 @@ class LSTMSeqModel(SequenceModel):
         return self.prefill(tokens[None], state)
 
     def prefill(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
-        self.check_tokens(tokens)
         output, state = self.lstm(self.embedding(tokens), state)  # (T, B, H)
         return self.logits(self.project(output[-1])), state
 
@@ -384,7 +357,6 @@ class TransformerModel(SequenceModel):
             nn.init.zeros_(module.bias)
 
     def hidden(self, tokens: Tensor) -> Tensor:  # (T, B) -> (T, B, H)
-        self.check_tokens(tokens)
         return self.dropout(self.extend(tokens, self.start(tokens.shape[1]))[0])
 
     def extend(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
@@ -410,22 +382,51 @@ class TransformerModel(SequenceModel):
         return self.prefill(tokens[None], state)
 
     def prefill(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
-        self.check_tokens(tokens)
         hidden, state = self.extend(tokens, state)
         return self.logits(hidden[-1]), state
 
 
-def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> pd.Series:
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """`parameters`: all; `body`: without the tables that token ids index and without the head."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    outside = {id(weight) for weight in [*tables, *model.head.parameters()]}
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "body": sum(weight.numel() for weight in model.parameters() if id(weight) not in outside),
+    }
+
+
+def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> dict[str, float]:
     """The gradient norm of each parameter on one batch. ValueError names those that get none."""
     names, weights = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(next_token_loss(model, tokens), weights, allow_unused=True)
     norms = {name: 0.0 if g is None else g.norm().item() for name, g in zip(names, gradients, strict=True)}
     if dead := [name for name, norm in norms.items() if norm == 0]:
         raise ValueError(f"no gradient reaches {', '.join(dead)}; expected one for every parameter: is it used?")
-    return pd.Series(norms, name="gradient norm")
+    return norms
 
 
 # ==== 2. Loss and evaluation ==========================================================================
+
+
+class ContextBatch(NamedTuple):
+    """Contexts (R, k), and (row, target) pairs that count for `share` of the loss; they stand for `tokens` targets."""
+
+    contexts: Tensor
+    row: Tensor
+    target: Tensor
+    share: Tensor
+    tokens: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ContextBatch:
+        return ContextBatch(*(part.to(device, non_blocking=non_blocking) for part in self[:4]), self.tokens)
+
+
+def count_targets(tokens: Tensor | ContextBatch, blank: int = VOCAB_SIZE) -> int:
+    """The number of real targets of a (T, B) batch, or that a `ContextBatch` stands for."""
+    if isinstance(tokens, ContextBatch):
+        return tokens.tokens
+    return int((tokens[1:] != blank).sum())
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -447,7 +448,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             chunk = slice(begin, begin + chunk_rows)
             pairs = slice(edges[number], edges[number + 1])
             place = row[pairs] - begin, target[pairs]
-            scores = _linear(products[0][chunk], *products[1:]).to(share.dtype)  # logits (C, V), C <= chunk_rows
+            scores = linear(products[0][chunk], *products[1:]).to(share.dtype)  # logits (C, V), C <= chunk_rows
             loss -= share[pairs] @ scores[place]
             peak = scores.amax(1)
             torch.softmax(scores, 1, out=scores)  # in place; torch.exp is ten times slower where it underflows
@@ -462,7 +463,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                     grads[0][chunk] = scores @ products[1]
                     grads[1].add_(scores.t() @ weighted)
                 else:
-                    grads[0][chunk] = _linear(scores, weight.t())
+                    grads[0][chunk] = linear(scores, weight.t())
                     grads[1].addmm_(scores.t(), weighted, beta=min(number, 1))  # the first chunk overwrites
                 grads[0][chunk] *= row_share[chunk, None]
             del scores  # before the next chunk's are made
@@ -548,7 +549,9 @@ def target_log_probabilities(model: SequenceModel, sequences: Sequence[Tensor], 
     by_length = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
     for begin in range(0, len(by_length), batch_size):
         chosen = by_length[begin : begin + batch_size]
-        tokens = pad_batch([sequences[number] for number in chosen], model.blank).to(model.device)
+        columns = [sequences[number] for number in chosen]
+        tokens = nn.utils.rnn.pad_sequence(columns, padding_value=model.blank).to(model.device)  # (T, B)
+        model.check_tokens(tokens)
         rows, index = model.hidden_rows(tokens[:-1])
         targets = tokens[1:].flatten()
         chunks = zip(index.split(512), targets.clamp(max=model.vocab_size - 1).split(512), strict=True)
@@ -560,334 +563,22 @@ def target_log_probabilities(model: SequenceModel, sequences: Sequence[Tensor], 
     return found
 
 
-# ==== 3. Training and comparison ======================================================================
+def loss_by_position(log_probabilities: Sequence[Tensor], edges: Sequence[int]) -> list[dict[str, float]]:
+    """The mean loss (nats) of the targets at positions `from` … `to` of their sequence, the first target at 1.
 
-LossFunction = Callable[[SequenceModel, Tensor], Tensor]
-STEP_COLUMNS = ["run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s", "warm_up", "validation_loss"]
-
-
-def compare(
-    models: Mapping[str, SequenceModel],
-    batches: Iterable[Tensor],
-    *,
-    steps: int,
-    max_steps_per_epoch: int | None = None,
-    learning_rate: float = 1e-3,
-    warm_up: int = 2,
-    seed: int = 0,
-    run: str = "compare",
-    loss_fn: LossFunction | Mapping[str, LossFunction] = next_token_loss,
-    on_step: Callable[[dict], None] | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Train all models on the same batches, one step each in turn, with Adam (Kingma & Ba 2015).
-
-    `batches` is gone through again (its first `max_steps_per_epoch` batches, None: all) until each model has
-    made `steps` steps; the model that goes first changes from step to step, so that a noisy machine hits all
-    alike. `loss_fn` may differ by name; `on_step` gets each step row, outside the clock. A step row holds run,
-    model, seed, step, tokens (real targets), loss (nats, before the update), step_s and elapsed_s (seconds in
-    this model's own steps) and warm_up (the first steps, which no rate counts). ValueError where a loss is
-    not finite (the weights stay as they were) or `batches` ends early.
+    `log_probabilities` are those of `target_log_probabilities`; `edges` are the ascending values of `from`.
     """
-    if not models:
-        raise ValueError("there is no model to train; expected {name: model}")
-    loss_fns = loss_fn if isinstance(loss_fn, Mapping) else dict.fromkeys(models, loss_fn)
-    optimizers = {
-        name: torch.optim.Adam(model.parameters(), learning_rate, fused=True) for name, model in models.items()
-    }
-    elapsed = dict.fromkeys(models, 0.0)
-    rows, names = [], list(models)
-    epochs = (itertools.islice(batches, max_steps_per_epoch) for _ in itertools.repeat(None, steps))
-    stream = itertools.islice(itertools.chain.from_iterable(epochs), steps)
-    if progress and not os.environ.get("TQDM_DISABLE"):
-        stream = tqdm(stream, run, steps, unit="step", leave=False)
-    for step, tokens in enumerate(stream, start=1):
-        for name in names[step % len(names) :] + names[: step % len(names)]:
-            model = models[name].train()
-            batch = tokens.to(model.device)
-            loss, step_s = _training_step(model, batch, [optimizers[name]], loss_fns[name])
-            if not math.isfinite(loss):
-                raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
-            elapsed[name] += step_s
-            row = {"run": run, "model": name, "seed": seed, "step": step, "tokens": count_targets(batch, model.blank)}
-            row |= {"loss": loss, "step_s": step_s, "elapsed_s": elapsed[name], "warm_up": step <= warm_up}
-            rows.append(row)
-            if on_step:
-                on_step(row)
-    if not rows or len(rows) < steps * len(models):
-        raise ValueError(
-            f"only {len(rows) // len(models)} of {steps} steps: batches must be a DataLoader or a full list"
-        )
-    frame = pd.DataFrame(rows)
-    return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+    table = nn.utils.rnn.pad_sequence(list(log_probabilities), padding_value=math.nan)  # (T, sequences)
+    starts = [edge for edge in edges if edge <= len(table)]
+    rows: list[dict[str, float]] = []
+    for start, end in itertools.pairwise([*starts, len(table) + 1]):
+        losses = -table[start - 1 : end - 1]
+        losses = losses[~losses.isnan()]
+        rows.append({"from": start, "to": end - 1, "targets": len(losses), "loss": losses.mean().item()})
+    return rows
 
 
-def _training_step(model, batch, optimizers, loss_fn, clip=None, bfloat16=False) -> tuple[float, float]:
-    """One update; the loss before it, and the seconds it took."""
-    synchronize(model.device)
-    begin = time.perf_counter()
-    model.zero_grad()
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        loss = loss_fn(model, batch)
-    loss.backward()
-    if math.isfinite(value := _mean_over_processes(loss.detach()).item()):  # else the weights stay as they were
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        for optimizer in optimizers:
-            optimizer.step()
-    synchronize(model.device)
-    return value, time.perf_counter() - begin
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of one number over all processes; the number itself where there is one process."""
-    if distributed.is_initialized():
-        distributed.all_reduce(value)
-        value /= distributed.get_world_size()
-    return value
-
-
-class _Replica(nn.Module):
-    """A process's part of the loss, times the number of processes: `DistributedDataParallel` takes the mean of the
-    gradients of a `forward`, which so is that of the whole batch."""
-
-    def __init__(self, model: SequenceModel, loss_fn: LossFunction):
-        super().__init__()
-        self.model, self.loss_fn = model, loss_fn
-        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
-
-    def forward(self, batch: Tensor | ContextBatch) -> Tensor:
-        part, share = shard(batch, self.rank, self.world_size, self.model.blank)
-        return self.loss_fn(self.model, part) * (share * self.world_size)
-
-
-def rate_factor(progress: float, warm_up: float, schedule: str) -> float:
-    """What the learning rate is multiplied by: up in a line over the share `warm_up` of the training, then constant
-    or down in half a cosine to a tenth (Loshchilov & Hutter 2017). `progress` runs from 0 to 1."""
-    if progress < warm_up:
-        return max(progress / warm_up, 0.01)
-    if schedule == "constant":
-        return 1.0
-    return 0.55 + 0.45 * math.cos(math.pi * (progress - warm_up) / (1 - warm_up))
-
-
-def make_optimizers(
-    model: SequenceModel, name: str, learning_rate: float, weight_decay: float
-) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov & Hutter 2019), or with name "muon" Muon for the matrices between embedding and head.
-
-    Weight decay acts on matrices. Muon (Jordan et al. 2024) makes all singular values of an update about 1; scaled to
-    the size of AdamW's (Liu et al. 2025), it takes twice the learning rate here.
-    """
-    if name not in ("adamw", "muon"):
-        raise ValueError(f"optimizer is {name!r}; expected 'adamw' or 'muon'")
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)] + [model.head.weight]
-    inner, matrices, others = [], [], []
-    for w in model.parameters():
-        in_table = any(w is table for table in tables)
-        (others if w.ndim < 2 else inner if name == "muon" and w.ndim == 2 and not in_table else matrices).append(w)
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, learning_rate, weight_decay=weight_decay, fused=True)]
-    if inner:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, here is {torch.__version__}; use 'adamw'")
-        options = {"lr": 2 * learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(inner, **options))
-    return optimizers
-
-
-class _Training:
-    """One model's training: optimisers, budgets, rows, its place in the data, and the files that keep them all."""
-
-    def __init__(self, model, batches, optimizers, limits: dict[str, float], path: str | Path | None):
-        self.model, self.batches, self.optimizers, self.limits = model, batches, optimizers, limits
-        self.path = Path(path) if path else None
-        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
-        self.counts = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
-        self.rows: list[dict] = []
-        self.best_weights: dict[str, Tensor] | None = None
-        self.generator = getattr(batches, "generator", None)  # of the data order
-        self.order = self.generator.get_state() if self.generator else None  # as it was when this epoch began
-
-    @property
-    def progress(self) -> float:
-        """The share of the training that is done, by the budget that is nearest to its end."""
-        return max(self.counts[key] / limit for key, limit in self.limits.items())
-
-    def stream(self, max_steps_per_epoch: int | None) -> Iterator[Tensor]:
-        """Batches without end, from where the training stands in the data."""
-        while True:
-            if self.generator:
-                self.generator.set_state(self.order)
-            yield from itertools.islice(self.batches, self.counts["batch"], max_steps_per_epoch)
-            if not self.counts["batch"]:
-                done = f"only {self.counts['step']} steps"
-                raise ValueError(f"{done}: batches must be a DataLoader or a list, to be gone through again")
-            self.counts["batch"] = 0
-            self.order = self.generator.get_state() if self.generator else None
-
-    def record(self, row: dict, log_every: int) -> None:
-        """One step into the last row, or into a new one after every `log_every` steps."""
-        self.counts["step"] += 1  # only now is the batch used: Ctrl-C amid a step leaves it for later
-        self.counts["batch"] += 1
-        self.counts["tokens"] += row["tokens"]
-        self.counts["elapsed_s"] += row["step_s"]
-        row |= {"step": self.counts["step"], "elapsed_s": self.counts["elapsed_s"]}
-        self.latest = row.copy()
-        if (row["step"] - 1) % log_every:  # the last row is not full: sums, and the mean loss weighted by tokens
-            last = self.rows.pop()
-            loss = last["loss"] * last["tokens"] + row["loss"] * row["tokens"]
-            row |= {"tokens": last["tokens"] + row["tokens"], "step_s": last["step_s"] + row["step_s"]}
-            row |= {"loss": loss / row["tokens"], "warm_up": last["warm_up"]}
-        self.rows.append(row)
-
-    def write_rows(self, path: str | Path, rows: list[dict], mode: str) -> None:
-        frame = pd.DataFrame(rows, columns=STEP_COLUMNS)
-        frame.to_csv(path, index=False, mode=mode, header=mode == "w", lineterminator="\n")
-
-    def validate(self, batches: Iterable[Tensor]) -> None:
-        """The validation loss into the last row; the weights are kept where it is the best so far."""
-        loss = self.rows[-1]["validation_loss"] = evaluate(self.model, batches)["loss"]
-        if loss < self.counts["best"]:
-            self.counts["best"] = loss
-            self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-
-    def save(self) -> None:
-        """All that the next step depends on, in one file that is never half written."""
-        if self.path and not self.rank:
-            state = {"model": self.model.state_dict(), "counts": self.counts}
-            state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-            state |= {
-                "random": torch.get_rng_state(),
-                "order": self.order,
-                "best_weights": self.best_weights,
-                "rows": self.rows,
-            }
-            partial = self.path.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(self.path)
-
-    def load(self) -> None:
-        state = torch.load(self.path, map_location=self.model.device, weights_only=True)
-        try:
-            self.model.load_state_dict(state["model"])
-            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(kept)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{self.path} is of another model; give the sizes it was made with, or delete it"
-            ) from error
-        self.counts, self.rows, self.best_weights = state["counts"], state["rows"], state["best_weights"]
-        torch.set_rng_state(state["random"].cpu())  # of dropout
-        self.order = state["order"].cpu() if state["order"] is not None else None
-
-
-def train(
-    model: SequenceModel,
-    batches: Iterable[Tensor],
-    *,
-    name: str = "model",
-    steps: int | None = None,
-    budget_seconds: float | None = None,
-    budget_tokens: int | None = None,
-    max_steps_per_epoch: int | None = None,
-    optimizer: str = "adamw",
-    learning_rate: float = 1e-3,
-    schedule: str = "constant",
-    warm_up_share: float = 0.0,
-    weight_decay: float = 0.0,
-    clip: float | None = None,
-    bfloat16: bool = False,
-    warm_up: int = 2,
-    seed: int = 0,
-    run: str = "train",
-    loss_fn: LossFunction = next_token_loss,
-    validation: Iterable[Tensor] | None = None,
-    validate_every: int = 100,
-    checkpoint: str | Path | None = None,
-    save_every: int = 100,
-    log: str | Path | None = None,
-    log_every: int = 1,
-    on_step: Callable[[dict], None] | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Train one model with AdamW or Muon (see `make_optimizers`) until the first of its budgets is used up.
-
-    Budgets: `steps`, `budget_seconds` (of the steps alone) and `budget_tokens` (real targets). They drive the
-    `schedule`: "constant" or "cosine", after a linear warm-up over `warm_up_share` of the training. `clip` bounds
-    the gradient's norm, `weight_decay` acts on matrices, `bfloat16` computes products in that type. Rows are
-    those of `compare`, each the sum of `log_every` steps with their mean loss, and go to the CSV file `log` as they
-    come; with `validation` (batches) the row of every `validate_every`-th step and the last hold `validation_loss`, and
-    in the end the model has the weights that were best on them. `loss_fn` and `batches` may be `context_loss` and
-    those of `CorpusContexts`. `checkpoint` is a file written every
-    `save_every` steps, at the end and on Ctrl-C, which ends the training with a warning; where it exists the
-    training goes on from there with the losses that it would have had without a stop.
-    Where several processes have joined (`join_processes`), each computes its part of every batch; the first alone
-    validates, writes and reports, and its clock counts.
-    ValueError without a budget, where a loss is not finite (the weights stay as they were), or `batches` ends.
-    """
-    limits = {"step": steps, "elapsed_s": budget_seconds, "tokens": budget_tokens}
-    limits = {key: limit for key, limit in limits.items() if limit is not None}
-    if not limits or min(limits.values()) <= 0 or schedule not in ("constant", "cosine"):
-        raise ValueError(f"{limits}, {schedule!r}; expected steps, seconds or tokens above 0, and constant or cosine")
-    optimizers = make_optimizers(model, optimizer, learning_rate, weight_decay)
-    rates = [group["lr"] for each in optimizers for group in each.param_groups]
-    training = _Training(model, batches, optimizers, limits, checkpoint)
-    if training.path and training.path.exists():
-        training.load()
-    groups = [group for each in optimizers for group in each.param_groups]  # loading puts new ones in their place
-    several, leads = distributed.is_initialized(), not training.rank
-    if several:
-        replica = DistributedDataParallel(_Replica(model, loss_fn), gradient_as_bucket_view=True)
-        loss_fn = lambda _, batch: replica(batch)  # noqa: E731
-        torch.manual_seed(torch.initial_seed() + training.rank)  # of dropout
-    if log and leads:
-        training.write_rows(log, training.rows[: training.counts["step"] // log_every], "w")
-    hidden = not progress or not leads or bool(os.environ.get("TQDM_DISABLE"))
-    style = {"leave": False, "disable": hidden, "bar_format": "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"}
-    with tqdm(total=1.0, desc=run, **style) as bar:
-        try:
-            stream = training.stream(max_steps_per_epoch)
-            while training.progress < 1:
-                factor = rate_factor(training.progress, warm_up_share, schedule)
-                for group, rate in zip(groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                batch = next(stream).to(model.device, non_blocking=True)
-                loss, step_s = _training_step(model.train(), batch, optimizers, loss_fn, clip, bfloat16)
-                if several:  # the first process's clock is everybody's
-                    seconds = torch.tensor(0.0 if training.rank else step_s, device=model.device)
-                    step_s = _mean_over_processes(seconds).item() * distributed.get_world_size()
-                step = training.counts["step"] + 1
-                if not math.isfinite(loss):
-                    raise ValueError(f"{name}: the loss is {loss} at step {step}; try a smaller learning rate")
-                row = {"run": run, "model": name, "seed": seed, "step": step}
-                row |= {"tokens": count_targets(batch, model.blank), "loss": loss, "step_s": step_s, "elapsed_s": 0.0}
-                rate = row["tokens"] / step_s
-                training.record(row | {"warm_up": step <= warm_up}, log_every)
-                if leads and validation is not None and (training.progress >= 1 or step % validate_every == 0):
-                    training.validate(validation)
-                if leads and log and step % log_every == 0:
-                    training.write_rows(log, training.rows[-1:], "a")
-                if step % save_every == 0:
-                    training.save()
-                bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
-                bar.update(min(1.0, training.progress) - bar.n)
-                if leads and on_step:
-                    on_step(training.latest)
-        except KeyboardInterrupt:
-            warnings.warn(f"{name}: stopped after step {training.counts['step']}; that much is kept", stacklevel=2)
-    training.save()
-    if leads and log:
-        training.write_rows(log, training.rows, "w")  # the last row too, which may not be full
-    if training.best_weights is not None:
-        model.load_state_dict(training.best_weights)
-    if several and validation is not None:
-        for value in model.state_dict().values():
-            distributed.broadcast(value, 0)
-    return pd.DataFrame(training.rows)
-
-
-# ==== 4. Sampling =====================================================================================
+# ==== 3. Sampling =====================================================================================
 
 
 def _checked(logits: Tensor) -> Tensor:
@@ -977,8 +668,9 @@ def sample_token(
     if top_k is not None:
         values = top_k_filter(values, top_k)
     cumulative = top_p_filter(values, 1.0 if top_p is None else top_p).softmax(-1).cumsum(-1)
-    place = {"generator": generator, "device": generator.device if generator else "cpu"}
-    uniform = 1 - torch.rand(cumulative[..., :1].shape, dtype=torch.float64, **place)  # above 0, up to 1
+    device = generator.device if generator else "cpu"
+    uniform = torch.rand(cumulative[..., :1].shape, dtype=torch.float64, generator=generator, device=device)
+    uniform = 1 - uniform  # above 0, up to 1
     height = uniform.to(cumulative.device) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, height).squeeze(-1).to(logits.device)
 
@@ -997,6 +689,7 @@ def token_stream(
     a generator the draws are seeded by 0; the global generator is left alone.
     """
     generator = generator or torch.Generator().manual_seed(0)
+    model.check_tokens(prompt)
     with torch.no_grad():
         logits, state = model.prefill(prompt, model.start(prompt.shape[1]))
     while True:
@@ -1044,3 +737,44 @@ def generate(
     text = tokenizer.decode(ids + new)
     end = text.find(stop, len(prompt)) if stop else -1
     return text if end < 0 else text[:end]
+
+
+def nearest_tokens(model: nn.Module, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
+    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
+
+    `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
+    """
+    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
+    if table not in tables:
+        raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
+    rows = nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
+    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
+    cosine = rows[tokens] @ rows.t()  # (N, V)
+    cosine.scatter_(1, tokens[:, None], -math.inf)
+    return cosine.topk(min(count, len(rows) - 1)).indices
+
+
+def annotate(model: nn.Module, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
+    """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
+
+    Tokens that only together make up a character are written as that character, with the neighbours of each
+    after it. A neighbour that is part of a character is shown as bytes.
+    """
+
+    def name(token: int) -> str:
+        raw = tokenizer.decode_single_token_bytes(token)
+        try:
+            return repr(raw.decode())
+        except UnicodeDecodeError:
+            return repr(raw)
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text, lists = "", []
+    for position, near in enumerate(nearest_tokens(model, tokens, count, table).tolist()):
+        text += decoder.decode(tokenizer.decode_single_token_bytes(tokens[position]), position == len(tokens) - 1)
+        lists.append(", ".join(map(name, near)))
+        if not decoder.getstate()[0]:  # no character is left half-read
+            text += f"[NN={' | '.join(lists)}]"
+            lists = []
+    return text

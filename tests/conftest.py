@@ -1,18 +1,25 @@
-"""Fixtures: runs and figures go to a temporary folder; the nets of notebook 02 are read out of its cells."""
+"""Fixtures and hooks of the whole test session: a reader's runs go to a temporary folder, notebooks carry a marker."""
 
 import os
 import tempfile
-from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
 from oracles import ROOT
 
-import helpers
+from workbook.text import load_tokenizer
 
 cache = tempfile.TemporaryDirectory(prefix="workbook-tests-")  # datasets reads its place when first imported
 os.environ["HF_HOME"] = cache.name
+torch.set_num_threads(1)  # the models are small: on a busy machine several threads only wait for each other
+
+
+def pytest_collection_modifyitems(items):
+    """The cells of a notebook are the slow tier: `-m "not notebook"` leaves them out."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("notebook")
 
 
 @pytest.fixture(autouse=True)
@@ -23,19 +30,9 @@ def workbook_out(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return helpers.load_tokenizer()
+    return load_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def notebook_02():
     return nbformat.read(ROOT / "notebooks" / "02_kgram_architectures.ipynb", as_version=4)
-
-
-@pytest.fixture(scope="session")
-def designs():
-    """The nets as the notebook defines them: OneHotMLP, OneHotLiteral, EmbeddingMLP, ConvHybrid, DESIGNS."""
-    names = {name: getattr(helpers, name) for name in helpers.__all__}
-    names |= {"torch": torch, "nn": torch.nn, "F": torch.nn.functional}
-    exec(helpers.notebook_source("02_kgram_architectures", "design", "export"), names)
-    found = {name: names[name] for name in ("OneHotLiteral", "OneHotMLP", "EmbeddingMLP", "ConvHybrid")}
-    return SimpleNamespace(**found)

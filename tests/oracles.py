@@ -1,24 +1,29 @@
-"""Small models, random tokens, and the literal loops that the tests compare with."""
+"""Small models, random tokens, and the literal loop that the tests compare with: the one of notebook 02."""
 
 from pathlib import Path
 
 import torch
 
 import helpers
+from workbook.notebooks import notebook_module
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK_02 = notebook_module("02_kgram_architectures", "imports", "design", "export", "loop")
+DESIGNS = NOTEBOOK_02.DESIGNS  # {name: net}: a design that is entered in the notebook is tested with the others
+loop_loss = NOTEBOOK_02.loop_loss
 
 
-def kgram(
-    net_class, *, vocab_size=40, k=3, hidden_size=8, num_layers=1, embed_size=6, chunk_size=None, seed=0, tied=False
-):
+def loop_logits(model, tokens):
+    """One context at a time, over t and b. (T, B) -> (T, B, V)"""
+    return NOTEBOOK_02.loop_logits(model, tokens).reshape(*tokens.shape, -1)
+
+
+def kgram(net_class=helpers.EmbeddingMLP, *, k=3, embed_size=6, hidden_size=8, num_layers=1, seed=0, **options):
     """A small k-gram model of any of the designs."""
     torch.manual_seed(seed)
-    sizes = (
-        (hidden_size, num_layers) if net_class.__name__.startswith("OneHot") else (embed_size, hidden_size, num_layers)
-    )
-    net = net_class(vocab_size, k, *sizes)
-    return helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=chunk_size, tied=tied)
+    options = {"vocab_size": 40, **options}
+    net = net_class(options["vocab_size"], k, embed_size, hidden_size, num_layers)
+    return helpers.KGramMLPSeqModel(net, k=k, **options)
 
 
 def lstm(vocab_size=40, embed_size=6, hidden_size=8, seed=0, tied=False):
@@ -40,24 +45,5 @@ def random_tokens(length, batch, vocab_size=40, seed=0):
     return torch.randint(vocab_size, (length, batch), generator=generator)
 
 
-def loop_logits(model, tokens):
-    """The oracle: one context at a time, over t and b, straight from the definition. (T, B) -> (T, B, V)"""
-    length, batch = tokens.shape
-    rows = []
-    for t in range(length):
-        for b in range(batch):
-            context = [tokens[i, b].item() if i >= 0 else model.vocab_size for i in range(t - model.k + 1, t + 1)]
-            rows.append(model.head(model.net(torch.tensor([context]))[0]))
-    return torch.stack(rows).reshape(length, batch, -1)
-
-
-def loop_loss(model, tokens):
-    """The oracle of the loss: the mean of -log p over every real target, one at a time."""
-    log_p = loop_logits(model, tokens[:-1]).log_softmax(-1)
-    terms = [
-        -log_p[t, b, tokens[t + 1, b]]
-        for t in range(len(tokens) - 1)
-        for b in range(tokens.shape[1])
-        if tokens[t + 1, b] != model.vocab_size
-    ]
-    return torch.stack(terms).mean()
+def random_batches(count=4, length=6, batch=3):
+    return [random_tokens(length, batch, seed=seed) for seed in range(count)]

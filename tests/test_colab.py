@@ -146,7 +146,7 @@ def colab(tmp_path, packages):
 
 def copy_workbook(folder):
     """The workbook's code, without texts and recorded runs."""
-    for name in ("", "data", "figures", "notebooks"):
+    for name in ("", "workbook", "notebooks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for path in [*(ROOT / name).glob("*.py"), *(ROOT / name).glob("requirements.txt")]:
             shutil.copy(path, folder / name)
@@ -195,8 +195,9 @@ def test_elsewhere_than_on_colab_the_cell_does_nothing(colab):
 
 def test_an_uploaded_folder_gives_a_working_notebook_with_colabs_torch(colab):
     folder = copy_workbook(colab.content / "anything")
-    look = "import torch; value = [torch.__version__, torch.__file__, load_tokenizer().decode([10])]"
-    done = colab.start(colab.cell(), BOOTSTRAP, "from helpers import *", look)
+    imports = "import torch\nfrom helpers import generate\nfrom workbook.text import load_tokenizer"
+    look = "value = [torch.__version__, torch.__file__, load_tokenizer().decode([10])]"
+    done = colab.start(colab.cell(), BOOTSTRAP, imports, look)
     assert done.error is None and done.cwd == str(folder)
     assert done.value == [torch.__version__, str(colab.installed / "torch" / "__init__.py"), "+"]
     assert (colab.installed / "torch").resolve() == Path(entries("torch")[0]).parent.resolve() / "torch"

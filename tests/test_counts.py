@@ -7,7 +7,8 @@ import pytest
 import torch
 from nltk.lm import KneserNeyInterpolated
 
-import helpers
+from workbook.counts import KneserNey, distinct_share, loss_floor, mixed_loss, repeated_share, target_windows
+from workbook.text import compact_vocabulary, read_sequences
 
 
 def some_text(number=12, vocab_size=7, seed=0):
@@ -26,16 +27,16 @@ def all_contexts(order, vocab_size):
 
 def test_windows_hold_each_target_once_with_what_came_before():
     sequences = [torch.tensor([1, 2, 3]), torch.tensor([4]), torch.tensor([5, 6])]
-    assert helpers.target_windows(sequences, 2, 9).tolist() == [[9, 1, 2], [1, 2, 3], [9, 5, 6]]
-    assert helpers.target_windows(sequences, 0, 9).tolist() == [[2], [3], [6]]
+    assert target_windows(sequences, 2, 9).tolist() == [[9, 1, 2], [1, 2, 3], [9, 5, 6]]
+    assert target_windows(sequences, 0, 9).tolist() == [[2], [3], [6]]
     with pytest.raises(ValueError, match="no sequence has two tokens"):
-        helpers.target_windows([torch.tensor([4])], 2, 9)
+        target_windows([torch.tensor([4])], 2, 9)
 
 
 @pytest.mark.parametrize("modified", [True, False])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_probabilities_sum_to_one_after_any_context(order, modified):
-    model = helpers.KneserNey(some_text(), 7, order, modified=modified)
+    model = KneserNey(some_text(), 7, order, modified=modified)
     contexts = all_contexts(order, 7)
     every = model.probability(contexts.repeat_interleave(7, 0), torch.arange(7).repeat(len(contexts))).view(-1, 7)
     assert (every > 0).all()
@@ -46,8 +47,8 @@ def test_probabilities_sum_to_one_after_any_context(order, modified):
 def test_against_nltk(order):
     """nltk knows one discount for all levels, none at the lowest: the same numbers, to rounding."""
     sequences, discount = some_text(), 0.1
-    model = helpers.KneserNey(sequences, 7, order, discounts=[[0.0] * 3] + [[discount] * 3] * (order - 1))
-    windows = helpers.target_windows(sequences, order - 1, 7).tolist()
+    model = KneserNey(sequences, 7, order, discounts=[[0.0] * 3] + [[discount] * 3] * (order - 1))
+    windows = target_windows(sequences, order - 1, 7).tolist()
     oracle = KneserNeyInterpolated(order, discount=discount)
     grams = [tuple(str(token) for token in window[-n:]) for window in windows for n in range(1, order + 1)]
     oracle.fit([grams], vocabulary_text=[str(token) for token in range(8)])
@@ -61,7 +62,7 @@ def test_against_nltk(order):
 
 def literal_kneser_ney(sequences, vocab_size, order, discounts):
     """The oracle of the modified form: dictionaries and the formula, one probability at a time."""
-    windows = [tuple(window) for window in helpers.target_windows(sequences, order - 1, vocab_size).tolist()]
+    windows = [tuple(window) for window in target_windows(sequences, order - 1, vocab_size).tolist()]
     counts = [Counter() for _ in range(order)]
     counts[order - 1].update(windows)
     for m in reversed(range(order - 1)):
@@ -89,7 +90,7 @@ def literal_kneser_ney(sequences, vocab_size, order, discounts):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_against_the_definition(order):
     sequences = some_text(number=30)
-    model = helpers.KneserNey(sequences, 7, order)
+    model = KneserNey(sequences, 7, order)
     literal = literal_kneser_ney(sequences, 7, order, [level["discounts"].tolist() for level in model.levels])
     for context in all_contexts(order, 7).tolist()[::3]:
         for target in range(7):
@@ -101,36 +102,35 @@ def test_discounts_follow_the_counts_of_counts():
     """A text whose pairs occur once, twice, three and four times as often as the formula is worked out for by hand."""
     repeats = [1] * 8 + [2] * 4 + [3] * 2 + [4]  # n1 = 8, n2 = 4, n3 = 2, n4 = 1: Y = 8 / 16
     sequences = [torch.tensor([2 * i, 2 * i + 1]) for i, number in enumerate(repeats) for _ in range(number)]
-    model = helpers.KneserNey(sequences, 30, 2)
+    model = KneserNey(sequences, 30, 2)
     assert model.levels[1]["discounts"].tolist() == [1 - 2 * 0.5 * 4 / 8, 2 - 3 * 0.5 * 2 / 4, 3 - 4 * 0.5 * 1 / 2]
-    assert helpers.KneserNey(sequences, 30, 2, modified=False).levels[1]["discounts"].tolist() == [0.5] * 3
+    assert KneserNey(sequences, 30, 2, modified=False).levels[1]["discounts"].tolist() == [0.5] * 3
 
 
 def test_more_context_helps_on_3seqs_down_to_its_floor(tokenizer):
     """Counted from the text itself, the loss comes near the exact floor of that context and never under it."""
-    sequences, ids = helpers.compact_vocabulary(helpers.read_sequences("3seqs.txt", tokenizer, 32))
+    sequences, ids = compact_vocabulary(read_sequences("3seqs.txt", tokenizer, 32))
     for k in (1, 2, 3):
-        loss, floor = helpers.KneserNey(sequences, len(ids), k + 1).loss(sequences), helpers.loss_floor(sequences, k)
+        loss, floor = KneserNey(sequences, len(ids), k + 1).loss(sequences), loss_floor(sequences, k)
         assert floor - 1e-9 <= loss < floor + 0.15
 
 
-def test_a_mixture_lies_between_and_may_beat_both():
-    one, two = torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.9])
-    assert helpers.mix(one, two, 1) == pytest.approx(-(math.log(0.9) + math.log(0.1)) / 2)
-    assert helpers.mix(one, two, 0.5) == pytest.approx(-math.log(0.5)) and helpers.mix(one, two, 0.5) < helpers.mix(
-        one, two, 1
-    )
+def test_a_mixture_may_beat_both_of_its_models():
+    one = torch.tensor([0.9, 0.1], dtype=torch.float64).repeat(200)
+    loss, weight = mixed_loss(one, 1 - one, torch.arange(400) < 200)
+    assert loss == pytest.approx(-math.log(0.5)) and weight == pytest.approx(0.5)
+    assert loss < -one.log().mean()
 
 
 def test_wrong_orders_and_contexts_say_so():
     with pytest.raises(ValueError, match="order is 0"):
-        helpers.KneserNey(some_text(), 7, 0)
+        KneserNey(some_text(), 7, 0)
     with pytest.raises(ValueError, match="order 3 needs 2"):
-        helpers.KneserNey(some_text(), 7, 3).probability(torch.tensor([[1]]), torch.tensor([1]))
+        KneserNey(some_text(), 7, 3).probability(torch.tensor([[1]]), torch.tensor([1]))
 
 
 def test_a_token_outside_the_vocabulary_is_context_and_no_target():
-    windows = helpers.target_windows([torch.tensor([1, 2, 4, 0])], 2, 4)  # V = 4
+    windows = target_windows([torch.tensor([1, 2, 4, 0])], 2, 4)  # V = 4
     assert windows.tolist() == [[4, 1, 2], [2, 4, 0]]
 
 
@@ -138,27 +138,35 @@ def test_no_target_chooses_its_own_mixture():
     half = torch.tensor([True] * 500 + [False] * 500)
     first = torch.full((1000,), 0.4, dtype=torch.float64)
     second = torch.where(half, 0.8, 0.1).double()  # better where half is true, worse elsewhere
-    loss, weight = helpers.mixed_loss(first, second, half)
+    loss, weight = mixed_loss(first, second, half)
     # each half takes the weight that is best for the other: all on the model that is wrong here
     assert loss == pytest.approx(-(math.log(0.4) + math.log(0.1)) / 2, abs=1e-3) and weight == pytest.approx(
         0.5, abs=1e-3
     )
     rng = torch.Generator().manual_seed(0)
     first, second = (torch.rand(4000, generator=rng, dtype=torch.float64) for _ in range(2))
-    loss, weight = helpers.mixed_loss(first, second, torch.arange(4000) < 2000)
-    best = min(helpers.mix(first, second, w / 100) for w in range(1, 100))
+    loss, weight = mixed_loss(first, second, torch.arange(4000) < 2000)
+    best = min(-(w * first + (1 - w) * second).log().mean().item() for w in torch.arange(1, 100) / 100)
     assert best - 1e-9 <= loss < best + 1e-3 and 0.4 < weight < 0.6
 
 
 @pytest.mark.parametrize("rare, often", [(0, 5), (0, 1), (1, 2), (3, 4)])
 def test_contexts_seen_more_often_may_have_a_weight_of_their_own(rare, often):
     text = [torch.tensor([0, 1, 2, 0, 1, 3, 0, 1, 2, 4])]
-    model = helpers.KneserNey(text, 5, 3)
+    model = KneserNey(text, 5, 3)
     assert model.times_seen(torch.tensor([[0, 1], [1, 2], [2, 2], [4, 0], [5, 0]])).tolist() == [3, 2, 0, 0, 1]
     half, seen = torch.arange(400) % 2 == 0, torch.tensor([rare, often]).repeat_interleave(200)
     first = torch.where(seen == rare, 0.5, 0.1).double()  # better where the context is rare
     second = torch.where(seen == rare, 0.1, 0.5).double()
-    alike, weight = helpers.mixed_loss(first, second, half)
-    apart, _ = helpers.mixed_loss(first, second, half, seen)
+    alike, weight = mixed_loss(first, second, half)
+    apart, _ = mixed_loss(first, second, half, seen)
     assert alike == pytest.approx(-math.log(0.3), abs=1e-6) and weight == pytest.approx(0.5)
     assert apart == pytest.approx(-math.log(0.5), abs=1e-3)
+
+
+def test_shares_of_distinct_and_of_repeated_n_grams():
+    texts = ["ababab", "ab", "a"]  # a text is any sequence: here of letters
+    assert distinct_share(texts, 1) == 2 / 9 and distinct_share(texts, 2) == 2 / 6
+    assert distinct_share(texts, 4) == 2 / 3 and repeated_share(texts) == pytest.approx(1 / 3)  # abab, baba, abab
+    assert repeated_share(texts, 2) == pytest.approx(3 / 6)  # what another text had is no repetition
+    assert math.isnan(distinct_share(["a"], 2)) and math.isnan(repeated_share([]))

@@ -9,6 +9,20 @@ import pytest
 import torch
 
 import helpers
+from workbook.batches import make_batches, split_sequences
+from workbook.text import (
+    CompactTokenizer,
+    bits_per_byte,
+    cache_folder,
+    compact_vocabulary,
+    data_hash,
+    encode_texts,
+    find_data,
+    load_stories,
+    read_sequences,
+    renumber,
+    write_3seqs,
+)
 
 
 def test_tokenizer_is_gpt2(tokenizer):
@@ -18,13 +32,13 @@ def test_tokenizer_is_gpt2(tokenizer):
 
 
 def test_the_full_3seqs_has_the_size_of_the_course_file(tmp_path):
-    assert helpers.write_3seqs(tmp_path / "full.txt").stat().st_size == 8_304_725
+    assert write_3seqs(tmp_path / "full.txt").stat().st_size == 8_304_725
 
 
 def test_the_shipped_3seqs_follows_its_rule(tmp_path):
-    shipped = helpers.find_data("3seqs.txt").read_bytes()
-    assert helpers.write_3seqs(tmp_path / "again.txt", copies=32).read_bytes() == shipped
-    assert helpers.data_hash("3seqs.txt") == hashlib.sha256(shipped).hexdigest()[:12]
+    shipped = find_data("3seqs.txt").read_bytes()
+    assert write_3seqs(tmp_path / "again.txt", copies=32).read_bytes() == shipped
+    assert data_hash("3seqs.txt") == hashlib.sha256(shipped).hexdigest()[:12]
     lines = shipped.decode().splitlines()
     assert len(lines) == 96 and {lines.count(line) for line in set(lines)} == {32}
 
@@ -32,10 +46,10 @@ def test_the_shipped_3seqs_follows_its_rule(tmp_path):
 def read(tmp_path, content: bytes, tokenizer, block_size=32):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    return [sequence.tolist() for sequence in helpers.read_sequences(path, tokenizer, block_size)]
+    return [sequence.tolist() for sequence in read_sequences(path, tokenizer, block_size)]
 
 
-def test_line_ends_marks_and_empty_lines(tmp_path, tokenizer):  # TRAPS 28
+def test_line_ends_marks_and_empty_lines(tmp_path, tokenizer):
     plain = read(tmp_path, b"a b c\nd e\n", tokenizer)
     assert plain == [tokenizer.encode("a b c"), tokenizer.encode("d e")]
     for content in (b"a b c\r\nd e\r\n", b"\xef\xbb\xbfa b c\n\n \nd e", b"a b c\n!\nd e\n"):  # "!" is one token
@@ -47,7 +61,7 @@ def test_only_line_ends_end_a_line(tmp_path, tokenizer):
     assert read(tmp_path, odd.encode(), tokenizer) == [tokenizer.encode(odd)]
 
 
-def test_endoftext_is_one_real_token(tmp_path, tokenizer):  # TRAPS 10, 28
+def test_endoftext_is_one_real_token(tmp_path, tokenizer):
     assert read(tmp_path, b"a<|endoftext|>b\n", tokenizer) == [[64, 50_256, 65]]
 
 
@@ -58,66 +72,66 @@ def test_blocks_are_cut_at_their_size(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"!\n?\n", b"\xff\xfe\x00a", b"\x89PNG\x00\x01", b"caf\xe9 au lait"])
-def test_unusable_files_are_named(tmp_path, tokenizer, content):  # TRAPS 28
+def test_unusable_files_are_named(tmp_path, tokenizer, content):
     with pytest.raises(ValueError, match=r"text\.txt"):
         read(tmp_path, content, tokenizer)
 
 
 def test_a_missing_file_is_named(tokenizer):
     with pytest.raises(FileNotFoundError, match="absent.txt"):
-        helpers.read_sequences("absent.txt", tokenizer, 32)
+        read_sequences("absent.txt", tokenizer, 32)
 
 
 def sequences_of(count, copies=1):
     return [torch.tensor([i, i + 1, i + 2]) for i in range(count)] * copies
 
 
-def test_a_split_is_the_same_each_time_and_shares_nothing():  # TRAPS 12
+def test_a_split_is_the_same_each_time_and_shares_nothing():
     sequences = sequences_of(50, copies=3)
-    splits = [helpers.split_sequences(sequences, 0.2, seed=1) for _ in range(10)]
+    splits = [split_sequences(sequences, 0.2, seed=1) for _ in range(10)]
     as_lists = [[[s.tolist() for s in side] for side in split] for split in splits]
     assert all(split == as_lists[0] for split in as_lists)
     train, validation = ({tuple(s) for s in side} for side in as_lists[0])
     assert not train & validation and len(train | validation) == 50 and len(validation) == 10
     assert len(as_lists[0][0]) + len(as_lists[0][1]) == 150
-    other = helpers.split_sequences(sequences, 0.2, seed=2)
+    other = split_sequences(sequences, 0.2, seed=2)
     assert [s.tolist() for s in other[1]] != as_lists[0][1]
 
 
 @pytest.mark.parametrize("validation", [0.1, 0.5, 0.99])
 def test_neither_side_of_a_split_is_empty(validation):
-    train, held_out = helpers.split_sequences(sequences_of(25), validation)
+    train, held_out = split_sequences(sequences_of(25), validation)
     assert train and held_out
 
 
-def test_a_split_of_3seqs_warns(tokenizer):  # TRAPS 12
+def test_a_split_of_3seqs_warns(tokenizer):
     with pytest.warns(UserWarning, match="only 3 of 96"):
-        helpers.split_sequences(helpers.read_sequences("3seqs.txt", tokenizer, 32))
+        split_sequences(read_sequences("3seqs.txt", tokenizer, 32))
 
 
 def test_impossible_splits_say_so():
     with pytest.raises(ValueError, match="cannot be split"):
-        helpers.split_sequences(sequences_of(1, copies=9))
+        split_sequences(sequences_of(1, copies=9))
     with pytest.raises(ValueError, match="validation is 1.5"):
-        helpers.split_sequences(sequences_of(9), 1.5)
+        split_sequences(sequences_of(9), 1.5)
 
 
 def test_batches_are_padded_with_blank_and_repeat_by_seed():
     sequences = [torch.arange(length) for length in range(2, 12)]
-    first, again, other = (list(helpers.make_batches(sequences, 4, blank=99, seed=s)) for s in (0, 0, 1))
+    first, again, other = (list(make_batches(sequences, 4, blank=99, seed=s)) for s in (0, 0, 1))
     assert [tokens.shape[1] for tokens in first] == [4, 4, 2]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, other, strict=True))
     lengths = sorted(int((column != 99).sum()) for tokens in first for column in tokens.T)
     assert lengths == list(range(2, 12))
-    batches = helpers.make_batches(sequences, 10, blank=99)
+    batches = make_batches(sequences, 10, blank=99)
     assert not torch.equal(next(iter(batches)), next(iter(batches)))  # a new epoch, a new order
 
 
 def test_weighted_batches_follow_their_weights():
     sequences = sequences_of(400)
     weights = [0.0] * 200 + [1.0] * 200
-    drawn = torch.cat([tokens[0] for tokens in helpers.make_batches(sequences, 50, weights=weights)])
+    drawn = torch.cat([tokens[0] for tokens in make_batches(sequences, 50, weights=weights)])
     assert len(drawn) == 400 and drawn.min() >= 200
 
 
@@ -128,7 +142,7 @@ def test_batches_of_similar_lengths_hold_little_padding(weights):
 
     def epoch(seed, similar):
         options = {"blank": 999, "seed": seed, "similar_lengths": similar, "weights": weights}
-        return list(helpers.make_batches(sequences, 8, **options))
+        return list(make_batches(sequences, 8, **options))
 
     def padding(batches):
         return sum((tokens == 999).sum().item() for tokens in batches) / sum(tokens.numel() for tokens in batches)
@@ -146,22 +160,22 @@ def test_batches_of_similar_lengths_hold_little_padding(weights):
 @pytest.mark.parametrize("arguments", [([], 4), (sequences_of(3), 0)])
 def test_impossible_batches_say_so(arguments):
     with pytest.raises(ValueError, match="expected"):
-        helpers.make_batches(*arguments)
+        make_batches(*arguments)
 
 
 @pytest.mark.parametrize("source", ["builtin", "small"])
 def test_builtin_stories(source):
-    stories = helpers.load_stories(source, limit=300)
-    assert len(set(stories)) == 300 and stories == helpers.load_stories(source, limit=300)
-    assert stories != helpers.load_stories(source, limit=300, seed=1)
-    assert not set(stories) & set(helpers.load_stories(source, split="validation", limit=300))
+    stories = load_stories(source, limit=300)
+    assert len(set(stories)) == 300 and stories == load_stories(source, limit=300)
+    assert stories != load_stories(source, limit=300, seed=1)
+    assert not set(stories) & set(load_stories(source, split="validation", limit=300))
     assert not any(mark in story for story in stories for mark in "{}#")
 
 
 def test_the_rich_grammar_is_rich(tokenizer):
-    grammar = json.loads(helpers.find_data("story_grammar.json").read_text(encoding="utf-8"))
+    grammar = json.loads(find_data("story_grammar.json").read_text(encoding="utf-8"))
     assert len(grammar["plots"]) >= 40
-    stories = helpers.load_stories(limit=4000)
+    stories = load_stories(limit=4000)
     tokens = [tokenizer.encode(story) for story in stories]
     assert len({token for story in tokens for token in story}) > 3000
     assert 150 < sum(map(len, tokens)) / len(tokens) < 300
@@ -172,7 +186,7 @@ def test_the_rich_grammar_is_rich(tokenizer):
 
 
 def test_articles_fit_what_follows_them():
-    text = " ".join(helpers.load_stories(limit=1500)).lower()
+    text = " ".join(load_stories(limit=1500)).lower()
     assert not re.findall(r"\ba [aeiou](?!ne\b|nce\b|ni|se|ku)\w+", text)[:5]
     assert not re.findall(r"\ban [bcdfgjklmnpqrstvwxyz]\w+", text)[:5]
     assert not re.findall(r"\b(\w+) \1\b", re.sub(r"[^a-z ]", ".", text))[:5]
@@ -181,12 +195,12 @@ def test_articles_fit_what_follows_them():
 def test_stories_of_a_local_file(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_text("<|endoftext|>\n".join(f"Story {i}.\nIts end.\n" for i in range(60)), encoding="utf-8-sig")
-    train, validation = (helpers.load_stories(path, split) for split in ("train", "validation"))
+    train, validation = (load_stories(path, split) for split in ("train", "validation"))
     assert len(train) + len(validation) == 60 and validation and not set(train) & set(validation)
     assert all(story.startswith("Story") and story.endswith("Its end.") for story in train + validation)
     path.write_bytes(b"\x89PNG\xff")
     with pytest.raises(ValueError, match=r"stories\.txt is no UTF-8 text"):
-        helpers.load_stories(path)
+        load_stories(path)
 
 
 def test_stories_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch):
@@ -197,28 +211,28 @@ def test_stories_that_cannot_be_had_say_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ConnectionError, match="built-in stories"):
-        helpers.load_stories("hub")
+        load_stories("hub")
     hub = {"train": [" One day. ", "One day.", "Both."], "validation": ["Both.", "Kept."]}
     fake = lambda *_, split, **__: [{"text": text} for text in hub[split]]  # noqa: E731
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    assert helpers.load_stories("hub") == ["One day."]
-    assert helpers.load_stories("hub", "validation") == ["Both.", "Kept."]
+    assert load_stories("hub") == ["One day."]
+    assert load_stories("hub", "validation") == ["Both.", "Kept."]
     with pytest.raises(ValueError, match="never end; give a limit"):
-        helpers.load_stories(limit=None)
+        load_stories(limit=None)
     with pytest.raises(FileNotFoundError, match="absent"):
-        helpers.load_stories("absent.txt")
+        load_stories("absent.txt")
     with pytest.raises(ValueError, match="split is 'test'"):
-        helpers.load_stories(split="test")
+        load_stories(split="test")
 
 
-def test_a_folder_gives_the_split_and_no_story_is_on_both_sides(tmp_path):  # TRAPS 12
+def test_a_folder_gives_the_split_and_no_story_is_on_both_sides(tmp_path):
     (tmp_path / "train.txt").write_text("<|endoftext|>".join(["A day.", "Both days.", "A day.", "B day."]))
     with pytest.raises(FileNotFoundError, match=r"holds no valid\.txt; expected train\.txt and valid\.txt"):
-        helpers.load_stories(tmp_path, "validation")
+        load_stories(tmp_path, "validation")
     (tmp_path / "valid.txt").write_text("Both days.\n<|endoftext|>\nC day.")
-    assert helpers.load_stories(tmp_path) == ["A day.", "B day."]
-    assert helpers.load_stories(tmp_path, limit=None) == ["A day.", "B day."]
-    assert helpers.load_stories(tmp_path, "validation") == ["Both days.", "C day."]
+    assert load_stories(tmp_path) == ["A day.", "B day."]
+    assert load_stories(tmp_path, limit=None) == ["A day.", "B day."]
+    assert load_stories(tmp_path, "validation") == ["Both days.", "C day."]
 
 
 def test_encoded_texts_are_kept_by_their_content(tmp_path, tokenizer):
@@ -231,44 +245,44 @@ def test_encoded_texts_are_kept_by_their_content(tmp_path, tokenizer):
 
     counting = Counting()
     texts = ["Once upon a time", "a", "The end <|endoftext|>", "Once upon a time"]
-    plain = helpers.encode_texts(texts, tokenizer, 5)
-    first, second = (helpers.encode_texts(texts, counting, 5, cache=tmp_path / "new") for _ in range(2))
+    plain = encode_texts(texts, tokenizer, 5)
+    first, second = (encode_texts(texts, counting, 5, cache=tmp_path / "new") for _ in range(2))
     assert counting.calls == 3 and len(list((tmp_path / "new").iterdir())) == 1
     for found in (first, second):
         assert [s.tolist() for s in found] == [s.tolist() for s in plain] and found[0].dtype == torch.int64
     assert len(plain) == 3 and plain[1][-1] == 50256  # "a" has nothing to predict
-    helpers.encode_texts([*texts, "more"], counting, 5, cache=tmp_path / "new")
-    helpers.encode_texts(texts, counting, 4, cache=tmp_path / "new")
+    encode_texts([*texts, "more"], counting, 5, cache=tmp_path / "new")
+    encode_texts(texts, counting, 4, cache=tmp_path / "new")
     assert counting.calls == 3 + 4 + 3  # another text, another block: encoded anew
 
 
 def test_parallel_encoding_equals_one_by_one(tokenizer):
-    stories = helpers.load_stories(limit=1500)
-    for found, story in zip(helpers.encode_texts(stories, tokenizer, 10**6), stories, strict=True):
+    stories = load_stories(limit=1500)
+    for found, story in zip(encode_texts(stories, tokenizer, 10**6), stories, strict=True):
         assert found.tolist() == tokenizer.encode(story)
 
 
 def test_the_cache_lies_where_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBOOK_CACHE", str(tmp_path))
-    assert helpers.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("WORKBOOK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert helpers.cache_folder() == tmp_path / "home" / "pico-llm"
+    assert cache_folder() == tmp_path / "home" / "pico-llm"
 
 
 def test_tokens_outside_a_compact_vocabulary_become_blank(tokenizer):
-    _, ids = helpers.compact_vocabulary([torch.tensor([7, 9, 30])])
-    assert helpers.renumber([torch.tensor([30, 8, 7, 50000, 9])], ids)[0].tolist() == [2, 3, 0, 3, 1]
+    _, ids = compact_vocabulary([torch.tensor([7, 9, 30])])
+    assert renumber([torch.tensor([30, 8, 7, 50000, 9])], ids)[0].tolist() == [2, 3, 0, 3, 1]
 
 
 def test_bits_per_byte_counts_the_bytes_of_the_targets(tokenizer):
     sequences = [torch.tensor(tokenizer.encode("The cat sat. 🦜"))]
     first = len(tokenizer.decode_single_token_bytes(int(sequences[0][0])))
     size, targets = len("The cat sat. 🦜".encode()) - first, len(sequences[0]) - 1
-    assert helpers.bits_per_byte(math.log(2), sequences, tokenizer) == pytest.approx(targets / size)
-    compact, ids = helpers.compact_vocabulary(sequences)
-    words = helpers.CompactTokenizer(tokenizer, ids)
-    assert helpers.bits_per_byte(math.log(2), compact, words) == pytest.approx(targets / size)
+    assert bits_per_byte(math.log(2), sequences, tokenizer) == pytest.approx(targets / size)
+    compact, ids = compact_vocabulary(sequences)
+    words = CompactTokenizer(tokenizer, ids)
+    assert bits_per_byte(math.log(2), compact, words) == pytest.approx(targets / size)
     compact[0][2] = len(ids)  # BLANK: neither a target nor its bytes
     lost = len(tokenizer.decode_single_token_bytes(int(sequences[0][2])))
-    assert helpers.bits_per_byte(math.log(2), compact, words) == pytest.approx((targets - 1) / (size - lost))
+    assert bits_per_byte(math.log(2), compact, words) == pytest.approx((targets - 1) / (size - lost))

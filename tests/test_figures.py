@@ -1,6 +1,5 @@
 """Figures show the rows that their labels name, and can be read."""
 
-import functools
 import itertools
 import re
 
@@ -13,16 +12,17 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from oracles import ROOT  # noqa: E402
 
-import helpers  # noqa: E402
-from figures import __main__ as command  # noqa: E402
-from figures.gallery import GALLERY, draw_recorded, title_of  # noqa: E402
+from workbook import findings, gallery, plots  # noqa: E402
+from workbook.gallery import GALLERY, title_of  # noqa: E402
+from workbook.plots import plot_loss_curves, plot_throughput, save_figure, set_style  # noqa: E402
+from workbook.records import load_runs  # noqa: E402
 
 
 @pytest.fixture
 def frame():
     rows = [
         {"run": "r", "model": model, "seed": seed, "step": step, "tokens": 10, "loss": base + seed - 0.1 * step}
-        | {"step_s": 0.1 * speed, "elapsed_s": 0.1 * speed * step, "warm_up": step == 1}
+        | {"step_s": 0.1 * speed, "elapsed_s": 0.1 * speed * step, "timed": step > 1}
         for model, base, speed in (("one", 9.0, 1), ("two", 7.0, 2))
         for seed in range(3)
         for step in range(1, 5)
@@ -32,8 +32,8 @@ def frame():
 
 
 @pytest.mark.parametrize("x, end", [("step", 4), ("tokens", 40), ("elapsed_s", None)])
-def test_each_line_shows_the_rows_of_its_label(frame, x, end):  # TRAPS 25
-    ax = helpers.plot_loss_curves(frame, x, title="A finding", levels={"ln V": 10.8})
+def test_each_line_shows_the_rows_of_its_label(frame, x, end):
+    ax = plot_loss_curves(frame, x, title="A finding", levels={"ln V": 10.8})
     lines = {line.get_label(): line for line in ax.get_lines()}
     for model in ("one", "two"):
         rows = frame[frame["model"] == model]
@@ -50,9 +50,9 @@ def test_each_line_shows_the_rows_of_its_label(frame, x, end):  # TRAPS 25
     assert "3 seeds" in ax.get_xlabel()
 
 
-def test_bars_start_at_zero_and_carry_n_and_spread(frame):  # TRAPS 25
+def test_bars_start_at_zero_and_carry_n_and_spread(frame):
     frame.loc[frame["step"] == 2, "step_s"] *= 2  # some spread
-    ax = helpers.plot_throughput(frame)
+    ax = plot_throughput(frame)
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([100, 50])
     assert ax.get_ylim()[0] == 0 and {bar.get_y() for bar in ax.patches} == {0}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["one\n(n = 9)", "two\n(n = 9)"]
@@ -65,14 +65,29 @@ def test_bars_start_at_zero_and_carry_n_and_spread(frame):  # TRAPS 25
 
 def test_unknown_axes_say_so(frame):
     with pytest.raises(ValueError, match="expected one of step, tokens, elapsed_s"):
-        helpers.plot_loss_curves(frame, "hours")
+        plot_loss_curves(frame, "hours")
+
+
+def test_a_model_has_one_style_and_every_line_its_own():
+    styles = plots.model_styles(["mine", "LSTM", "one-hot", "mine too", "another"])
+    assert styles["LSTM"] == plots.model_styles(["LSTM"])["LSTM"] == plots.line_style(plots.MODELS.index("LSTM"))
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(style[key]) for style in styles.values()}) == len(styles)
+
+
+def test_data_is_no_mathematics(frame):
+    set_style()
+    ax = plot_loss_curves(frame.replace({"model": {"one": "$a_1$", "two": "$5 to $6_"}}), title="$x$ costs $5")
+    ax.figure.canvas.draw()
+    texts = [text for text in ax.figure.findobj(matplotlib.text.Text) if "$" in text.get_text()]
+    assert len(texts) == 3 and not any(text.get_parse_math() for text in texts)
 
 
 def test_a_figure_drawn_twice_has_the_same_bytes(frame, workbook_out):
     def draw():
-        helpers.set_style()
-        ax = helpers.plot_loss_curves(frame)
-        paths = helpers.save_figure(ax.figure, "twice")
+        set_style()
+        ax = plot_loss_curves(frame)
+        paths = save_figure(ax.figure, "twice")
         plt.close("all")
         return [path.read_bytes() for path in paths]
 
@@ -87,8 +102,8 @@ CAPTIONS = (ROOT / "figures" / "CAPTIONS.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module", params=GALLERY)
 def drawn(request):
-    helpers.set_style()
-    figure = draw_recorded(request.param)
+    set_style()
+    figure = gallery.draw(request.param, load_runs)
     figure.canvas.draw()
     yield request.param, figure
     plt.close(figure)
@@ -115,6 +130,7 @@ def test_a_figure_is_a_slide_that_can_be_read_from_the_last_row(drawn):
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
         assert inside, f"{name} clips {text.get_text()!r}"
         assert text.get_fontsize() >= 16, text.get_text()  # points on a slide 13 inches wide
+        assert "\\math" not in text.get_text(), f"{name}: {text.get_text()!r} is not set as mathematics"
 
 
 def test_no_two_texts_of_a_figure_overlap(drawn):
@@ -133,14 +149,15 @@ def test_lines_differ_without_their_colour(drawn):
         assert len(set(looks)) == len(looks)
 
 
-def test_the_captions_are_those_of_the_command(drawn):
+def test_the_captions_are_those_of_the_figures(drawn):
     name, figure = drawn
     assert len(title_of(figure)) > 20  # a finding, not a label
-    assert command.caption(name, title_of(figure)) in CAPTIONS
+    assert gallery.render_captions([(name, title_of(figure))]).split("\n\n", 2)[2] in CAPTIONS
     assert all((ROOT / "data" / "runs" / f"{run}.csv").exists() for run in GALLERY[name].runs)
 
 
 def test_the_gallery_is_what_lies_in_the_folder():
+    assert CAPTIONS.startswith(gallery.render_captions([]))
     assert len(GALLERY) >= 10 and re.findall(r"^## (\w+)$", CAPTIONS, re.M) == list(GALLERY)
     for ending in ("png", "svg"):
         assert {path.stem for path in (ROOT / "figures").glob(f"*.{ending}")} == set(GALLERY)
@@ -151,38 +168,37 @@ def test_every_figure_is_drawn_by_a_notebook():
     assert {name for name in GALLERY if f"gallery.{name}(" in sources} == set(GALLERY)
 
 
-def test_the_command_draws_what_is_named(workbook_out, capsys):
-    command.main(["kgram_parameters"])
-    assert {path.name for path in (workbook_out / "figures").iterdir()} == {
-        "kgram_parameters.png",
-        "kgram_parameters.svg",
-    }
-    assert "1 figures" in capsys.readouterr().out
-    size = plt.imread(workbook_out / "figures" / "kgram_parameters.png").shape
-    assert size[:2] == (1500, 2666)  # 16:9
-    with pytest.raises(SystemExit, match="no figure is called kgram_sped; there are sanity_check_loss"):
-        command.main(["kgram_sped"])
+def test_figures_are_drawn_into_the_folder_that_is_named(tmp_path):
+    before, figures = dict(matplotlib.rcParams), plt.get_fignums()
+    ((name, title),) = gallery.draw_figures(["kgram_parameters"], load_runs, folder=tmp_path)
+    assert name == "kgram_parameters" and f"**{title}**" in gallery.render_captions([(name, title)])
+    assert {path.name for path in tmp_path.iterdir()} == {"kgram_parameters.png", "kgram_parameters.svg"}
+    assert plt.imread(tmp_path / "kgram_parameters.png").shape[:2] == (1500, 2666)  # 16:9
+    assert dict(matplotlib.rcParams) == before and plt.get_fignums() == figures
+    with pytest.raises(ValueError, match="no figure is called kgram_sped; there are sanity_check_loss"):
+        gallery.draw_figures(["kgram_parameters", "kgram_sped"], load_runs, folder=tmp_path / "not made")
+    with pytest.raises(ValueError, match="no figure is called kgram_sped"):
+        gallery.draw("kgram_sped", load_runs)
 
 
 def test_titles_without_a_number_say_what_the_records_show():
     """Titles with a number are computed from the records; those of notebooks' claims are asserted there."""
-    runs = functools.partial(helpers.load_runs, recorded_only=True)
-    by_k = runs("stories_k_summary").set_index("kgram_k")
-    assert (by_k["kneser_ney_loss"] < by_k["validation_loss"])[2:].all() and by_k["mixed_loss"].lt(
-        by_k[["validation_loss", "kneser_ney_loss"]].min(axis=1)
-    ).all()  # stories_k
-    nets = runs("stories_5min_summary").groupby("model")[["validation_loss", "mixed_loss", "kneser_ney_loss"]].mean()
+    by_k = load_runs("stories_k_summary").set_index("kgram_k")
+    least = by_k[["validation_loss", "kneser_ney_loss"]].min(axis=1)
+    assert (by_k["kneser_ney_loss"] < by_k["validation_loss"])[2:].all()  # stories_k
+    assert (by_k["mixed_loss"] < least).all()
+    columns = ["validation_loss", "mixed_loss", "kneser_ney_loss"]
+    nets = load_runs("stories_5min_summary").groupby("model")[columns].mean()
     gain = nets["validation_loss"] - nets["mixed_loss"]
-    assert gain.min() > 0 and gain.idxmin() == "lstm"  # stories_mixture
-    assert nets["validation_loss"].drop("kgram").max() < nets.loc["kgram", "validation_loss"]  # stories_curves
-    live = runs("stories_live_positions").pivot(index="from", columns="model", values="loss")
+    assert gain.min() > 0 and gain.idxmin() == "LSTM"  # stories_mixture
+    assert nets["validation_loss"].drop("k-gram").max() < nets.loc["k-gram", "validation_loss"]  # stories_curves
+    live = load_runs("stories_live_positions").pivot(index="from", columns="model", values="loss")
     assert (live[["LSTM", "Transformer"]].mean() > live["k-gram"].mean()).all()  # stories_live_positions
-    latency = runs("generation_latency").query("way == 'one step'").groupby(["model", "length"])["ms"].median()
+    latency = load_runs("generation_latency").query("way == 'one step'").groupby(["model", "length"])["ms"].median()
     assert (latency.unstack().max(axis=1) < 1.5 * latency.unstack().min(axis=1)).all()  # generation_latency
-    slopes = helpers.growth_slopes(runs("cost_growth_complete")).groupby(level=[0, 1]).median().unstack(0)
+    slopes = findings.growth_slopes(load_runs("cost_growth")).groupby(level=[0, 1]).median().unstack(0)
     assert slopes["N"].between(0.9, 1.1).all() and slopes["V"].max() < 0.9 and slopes[["k", "E"]].max().max() < 0.2
-    evidence = runs("interview_evidence").query(
-        "criterion.str.startswith('loss') or criterion.str.startswith('the same')"
-    )
-    behind = set(evidence.loc[evidence["standing"] == "behind another", "model"])
+    evidence = findings.evidence(load_runs)
+    losses = evidence[evidence["criterion"].str.contains("^loss|^the same")]
+    behind = set(losses.loc[losses["standing"] == "behind another", "model"])
     assert behind == {"one-hot", "convolution"}  # interview_decision

@@ -8,31 +8,34 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import kgram, loop_loss, lstm, random_tokens, transformer
+from oracles import DESIGNS, kgram, loop_loss, lstm, random_tokens, transformer
 from torch import nn
 
 import helpers
+from workbook.batches import CorpusContexts, make_batches, pad_batch, shard
+from workbook.config import TrainingConfig
+from workbook.counts import loss_floor
+from workbook.text import compact_vocabulary, read_sequences
+from workbook.training import compare, train
 
-KGRAM_NETS = ["OneHotMLP", "EmbeddingMLP", "ConvHybrid"]
 
-
-@pytest.mark.parametrize("name", KGRAM_NETS)
-def test_twenty_steps_equal_the_literal_loop(designs, name):
-    model = kgram(getattr(designs, name), vocab_size=60, k=2, hidden_size=16, num_layers=2)
+@pytest.mark.parametrize("name", DESIGNS)
+def test_twenty_steps_equal_the_literal_loop(name):
+    model = kgram(DESIGNS[name], vocab_size=60, k=2, hidden_size=16, num_layers=2)
     twin = copy.deepcopy(model)
     batches = [random_tokens(7, 4, vocab_size=60, seed=seed) for seed in range(20)]
     for tokens in batches:
         tokens[5:, 0] = model.blank
-    fast = helpers.compare({"m": model}, batches, steps=20, progress=False)["loss"]
-    slow = helpers.compare({"m": twin}, batches, steps=20, loss_fn=loop_loss, progress=False)["loss"]
+    fast = compare({"m": model}, batches, TrainingConfig(steps=20), progress=False)["loss"]
+    slow = compare({"m": twin}, batches, TrainingConfig(steps=20), loss_fn=loop_loss, progress=False)["loss"]
     assert (fast - slow).abs().max() < 1e-4 and fast.iloc[-1] < fast.iloc[0]
 
 
-@pytest.mark.parametrize("name", [*KGRAM_NETS, "LSTM"])
+@pytest.mark.parametrize("name", [*DESIGNS, "LSTM"])
 @settings(max_examples=15, deadline=None)
 @given(length=st.integers(2, 9), batch=st.integers(1, 4), seed=st.integers(0, 999), cut=st.integers(0, 8))
-def test_loss_and_gradients_equal_plain_cross_entropy(designs, name, length, batch, seed, cut):
-    model = lstm() if name == "LSTM" else kgram(getattr(designs, name))
+def test_loss_and_gradients_equal_plain_cross_entropy(name, length, batch, seed, cut):
+    model = lstm() if name == "LSTM" else kgram(DESIGNS[name])
     tokens = random_tokens(length, batch, vocab_size=4, seed=seed)  # four ids: contexts and pairs repeat
     tokens[max(2, length - cut) :, 0] = model.blank
     plain = F.cross_entropy(model(tokens[:-1]).flatten(0, 1), tokens[1:].flatten(), ignore_index=model.blank)
@@ -66,12 +69,12 @@ def test_second_backward_says_why_not():
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ["EmbeddingMLP", "LSTM"])
-def test_padding_does_not_count(designs, name):  # TRAPS 10
-    model = lstm() if name == "LSTM" else kgram(designs.EmbeddingMLP)
+@pytest.mark.parametrize("make", [kgram, lstm])
+def test_padding_does_not_count(make):
+    model = make()
     long, short = random_tokens(10, 1)[:, 0], random_tokens(4, 1, seed=1)[:, 0]
     each = [helpers.next_token_loss(model, sequence[:, None]).item() for sequence in (long, short)]
-    both = helpers.pad_batch([long, short], model.blank)
+    both = pad_batch([long, short], model.blank)
     assert helpers.next_token_loss(model, both).item() == pytest.approx((9 * each[0] + 3 * each[1]) / 12, abs=1e-6)
     wider = torch.cat([both, torch.full((10, 20), model.blank)], dim=1)
     longer = torch.cat([both, torch.full((20, 2), model.blank)])
@@ -83,7 +86,7 @@ def test_padding_does_not_count(designs, name):  # TRAPS 10
 
 
 @pytest.mark.parametrize("target", [0, 39])  # "!" is id 0, <|endoftext|> the last id
-def test_every_real_id_is_a_target(target):  # TRAPS 10
+def test_every_real_id_is_a_target(target):
     model, tokens = lstm(), torch.tensor([[5], [target]])
     expected = -model(tokens)[0, 0].log_softmax(-1)[target].item()
     assert helpers.count_targets(tokens, model.blank) == 1
@@ -110,13 +113,24 @@ class Constant(helpers.SequenceModel):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 11])
-def test_evaluation_is_weighted_by_tokens(batch_size):  # TRAPS 11: 1.4, not the mean of batch means, 3.0
+def test_evaluation_is_weighted_by_tokens(batch_size):  # 1.4, not the mean of batch means, 3.0
     sequences = [torch.zeros(10, dtype=torch.long), torch.tensor([0, 1])]
     model = Constant().train()
-    result = helpers.evaluate(model, helpers.make_batches(sequences, batch_size, blank=3, shuffle=False))
+    result = helpers.evaluate(model, make_batches(sequences, batch_size, blank=3, shuffle=False))
     assert result["loss"] == pytest.approx(1.4, abs=1e-6) and result["tokens"] == 10
     assert result["perplexity"] == pytest.approx(math.exp(1.4), abs=1e-5)
     assert model.training
+
+
+@pytest.mark.parametrize("make", [lstm, kgram, transformer])
+def test_dropout_acts_in_training_alone(make):
+    model, tokens = make(), random_tokens(9, 3)
+    plain = helpers.evaluate(model, [tokens])["loss"]
+    model.dropout.p = 0.5
+    assert helpers.evaluate(model, [tokens])["loss"] == plain and model.training
+    log_p = helpers.target_log_probabilities(model, list(tokens.t()))
+    assert -torch.cat(log_p).mean().item() == pytest.approx(plain, abs=1e-5) and model.training
+    assert len({helpers.next_token_loss(model, tokens).item() for _ in range(3)} - {plain}) == 3
 
 
 def test_evaluation_of_nothing_says_so():
@@ -133,28 +147,29 @@ FLOORS = {
 
 @pytest.mark.parametrize("block_size", FLOORS)
 def test_exact_floors_of_3seqs(tokenizer, block_size):
-    sequences = helpers.read_sequences("3seqs.txt", tokenizer, block_size)
-    floors = [round(helpers.loss_floor(sequences, k), 5) for k in (1, 2, 3, None)]
+    copies = {tuple(sequence.tolist()): sequence for sequence in read_sequences("3seqs.txt", tokenizer, block_size)}
+    sequences = list(copies.values())  # each of the three once: all have 32 copies, so the floors are the same
+    floors = [round(loss_floor(sequences, k), 5) for k in (1, 2, 3, None)]
     assert floors == pytest.approx(FLOORS[block_size], abs=1e-9)
 
 
 @pytest.fixture(scope="module")
 def small_3seqs(tokenizer):
     """3seqs.txt at block 32 with its ids renumbered 0 … V-1: the same floors, a small head."""
-    sequences = helpers.read_sequences("3seqs.txt", tokenizer, 32)
-    compact, ids = helpers.compact_vocabulary(sequences)
+    sequences = read_sequences("3seqs.txt", tokenizer, 32)
+    compact, ids = compact_vocabulary(sequences)
     return compact, len(ids)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, None])
-def test_trained_models_reach_their_floor_and_never_pass_it(designs, small_3seqs, k):  # TRAPS 14
+def test_trained_models_reach_their_floor_and_never_pass_it(small_3seqs, k):
     sequences, vocab_size = small_3seqs
-    floor = helpers.loss_floor(sequences, k)
+    floor = loss_floor(sequences, k)
     sizes = {"vocab_size": vocab_size, "embed_size": 32, "hidden_size": 64}
-    model = lstm(**sizes) if k is None else kgram(designs.EmbeddingMLP, k=k, **sizes)
-    batches = helpers.make_batches(sequences, 32, blank=vocab_size)
+    model = lstm(**sizes) if k is None else kgram(k=k, **sizes)
+    batches = make_batches(sequences, 16, blank=vocab_size)
     for steps, rate in ((300, 1e-2), (150, 1e-3)):
-        helpers.train(model, batches, steps=steps, learning_rate=rate, progress=False)
+        train(model, batches, TrainingConfig(steps=steps, learning_rate=rate), progress=False)
     loss = helpers.evaluate(model, batches)["loss"]
     assert floor - 1e-6 <= loss <= floor + 0.01  # 1e-6: float32
 
@@ -177,14 +192,14 @@ def test_bfloat16_changes_the_head_by_its_rounding_and_no_more():
 def test_contexts_of_the_text_give_its_expected_loss_and_gradient(power):
     """Over all draws, each with its chance, the loss and its gradient are those of the whole text."""
     sequences = [random_tokens(length, 1, vocab_size=5, seed=length)[:, 0] for length in range(2, 20)]
-    model = kgram(helpers.EmbeddingMLP, vocab_size=5, k=2)
-    contexts = helpers.CorpusContexts(sequences, 2, 5)
+    model = kgram(vocab_size=5, k=2)
+    contexts = CorpusContexts(sequences, 2, 5)
     assert contexts.total.sum() == sum(len(sequence) - 1 for sequence in sequences) == contexts.count.sum()
     chance = contexts.total.double() ** power / (contexts.total.double() ** power).sum()
     batch = contexts.batches(len(contexts), power=power)
     losses = [helpers.context_loss(model, batch.collate_fn([number])) for number in range(len(contexts))]
     expected = sum(p.item() * loss for p, loss in zip(chance, losses, strict=True))
-    plain = helpers.next_token_loss(model, helpers.pad_batch(sequences, 5))
+    plain = helpers.next_token_loss(model, pad_batch(sequences, 5))
     assert abs(expected.item() - plain.item()) < 1e-5
     for ours, theirs in zip(*(torch.autograd.grad(x, model.parameters()) for x in (expected, plain)), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -192,7 +207,7 @@ def test_contexts_of_the_text_give_its_expected_loss_and_gradient(power):
 
 def test_batches_of_contexts_follow_their_chances_and_repeat_by_seed():
     sequences = [random_tokens(40, 1, vocab_size=3, seed=seed)[:, 0] for seed in range(20)]
-    contexts = helpers.CorpusContexts(sequences, 1, 3)
+    contexts = CorpusContexts(sequences, 1, 3)
     assert len(contexts) == 3 and helpers.count_targets(contexts.batches(3).collate_fn([0, 1, 2])) == 780
 
     first, again, other = (list(contexts.batches(2, seed=seed)) for seed in (0, 0, 1))
@@ -202,7 +217,7 @@ def test_batches_of_contexts_follow_their_chances_and_repeat_by_seed():
     assert all((batch.row.diff() >= 0).all() and batch.row.max() < len(batch.contexts) for batch in first)
     with pytest.raises(ValueError, match="expected 0 to 1"):
         contexts.batches(4, power=1.5)
-    skewed = helpers.CorpusContexts([torch.tensor([0] * 90 + [1] * 10)], 1, 2)
+    skewed = CorpusContexts([torch.tensor([0] * 90 + [1] * 10)], 1, 2)
     shares = {}
     for power in (0.0, 0.5, 1.0):
         rows = torch.cat([b.contexts for s in range(400) for b in skewed.batches(2, power=power, seed=s)])
@@ -211,7 +226,7 @@ def test_batches_of_contexts_follow_their_chances_and_repeat_by_seed():
     assert abs(shares[1.0] - 1 / 11) < 0.05
 
 
-@pytest.mark.parametrize("make", [lstm, transformer, lambda: kgram(helpers.EmbeddingMLP)])
+@pytest.mark.parametrize("make", [lstm, transformer, kgram])
 def test_each_targets_log_probability_is_the_models(make):
     model = make()
     sequences = [random_tokens(length, 1, seed=length)[:, 0] for length in (7, 2, 12, 5)]
@@ -222,13 +237,13 @@ def test_each_targets_log_probability_is_the_models(make):
         for t, target in enumerate(sequence[1:].tolist()):
             assert math.isnan(ours[t]) if target == model.blank else abs(ours[t] - log_p[t, target]) < 1e-5
     flat = torch.cat(found)
-    whole = helpers.evaluate(model, [helpers.pad_batch(sequences, model.blank)])
+    whole = helpers.evaluate(model, [pad_batch(sequences, model.blank)])
     assert abs(-flat.nanmean().item() - whole["loss"]) < 1e-5 and (~flat.isnan()).sum() == whole["tokens"]
 
 
 def test_blanks_hide_the_oldest_tokens_of_their_share():
     sequences = [random_tokens(30, 1, seed=seed)[:, 0] for seed in range(60)]
-    contexts = helpers.CorpusContexts([sequence[3:] for sequence in sequences], 3, 40)
+    contexts = CorpusContexts([sequence[3:] for sequence in sequences], 3, 40)
     shown = torch.cat([batch.contexts for batch in contexts.batches(50, blanks=0.4)])
     blank = shown == 40
     assert (blank[:, :-1].int().diff(dim=1) <= 0).all() and not blank[
@@ -241,11 +256,11 @@ def test_blanks_hide_the_oldest_tokens_of_their_share():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**16))
 def test_the_parts_of_several_processes_add_up_to_the_loss_of_the_batch(processes, width, seed):
-    model, tokens = kgram(helpers.EmbeddingMLP), random_tokens(5, width, seed=seed)
+    model, tokens = kgram(), random_tokens(5, width, seed=seed)
     tokens[1 + seed % 4 :, 1:] = model.blank  # a process may be left without a target
-    contexts = helpers.CorpusContexts(tokens.t(), model.k, model.vocab_size).batches(width, seed=seed)
+    contexts = CorpusContexts(tokens.t(), model.k, model.vocab_size).batches(width, seed=seed)
     for batch, loss_fn in ((tokens, helpers.next_token_loss), (next(iter(contexts)), helpers.context_loss)):
-        parts = [helpers.shard(batch, rank, processes, model.blank) for rank in range(processes)]
+        parts = [shard(batch, rank, processes, model.blank) for rank in range(processes)]
         total = sum(share * loss_fn(model, part) for part, share in parts)
         assert torch.allclose(total, loss_fn(model, batch), atol=1e-5)
         assert any(part is not batch for part, _ in parts)

@@ -10,13 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import kgram, loop_logits, lstm, random_tokens, transformer
+from oracles import DESIGNS, NOTEBOOK_02, kgram, loop_logits, lstm, random_tokens, transformer
 from torch import nn
 
 import helpers
-
-KGRAM_NETS = ["OneHotMLP", "EmbeddingMLP", "ConvHybrid"]
-
 
 TRANSFORMERS = {
     "Transformer": {},
@@ -25,17 +22,19 @@ TRANSFORMERS = {
 }
 
 
-@pytest.fixture(params=[*KGRAM_NETS, "EmbeddingMLP, tied", "LSTM", "LSTM, tied", *TRANSFORMERS])
-def any_model(request, designs):
-    if request.param in TRANSFORMERS:
-        return transformer(**TRANSFORMERS[request.param])
-    name, *tied = request.param.split(", ")
-    return lstm(tied=bool(tied)) if name == "LSTM" else kgram(getattr(designs, name), tied=bool(tied))
+MODELS = {name: partial(kgram, net_class) for name, net_class in DESIGNS.items()}
+MODELS |= {"embedding, tied": partial(kgram, tied=True), "LSTM": lstm, "LSTM, tied": partial(lstm, tied=True)}
+MODELS |= {name: partial(transformer, **options) for name, options in TRANSFORMERS.items()}
 
 
-@pytest.fixture(params=KGRAM_NETS)
-def net_class(request, designs):
-    return getattr(designs, request.param)
+@pytest.fixture(params=MODELS)
+def any_model(request):
+    return MODELS[request.param]()
+
+
+@pytest.fixture(params=DESIGNS)
+def net_class(request):
+    return DESIGNS[request.param]
 
 
 def moved_by(model, tokens, j, b=0):
@@ -45,25 +44,25 @@ def moved_by(model, tokens, j, b=0):
     return (model(changed) - model(tokens)).abs().amax(-1) > 1e-7
 
 
-def test_kgram_sees_exactly_its_last_k_tokens(net_class):  # TRAPS 1: {5, 6, 7}, not {4, 5, 6}
+def test_kgram_sees_exactly_its_last_k_tokens(net_class):  # not {4, 5, 6}
     model, tokens = kgram(net_class), random_tokens(10, 3)
     assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("make", [lstm, *(partial(transformer, **options) for options in TRANSFORMERS.values())])
-def test_full_context_models_see_the_past_and_nothing_else(make):  # TRAPS 2
+def test_full_context_models_see_the_past_and_nothing_else(make):
     model, tokens = make(), random_tokens(10, 3)
     assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == list(range(8))
 
 
-def test_sequences_of_a_batch_do_not_mix(any_model):  # TRAPS 3
+def test_sequences_of_a_batch_do_not_mix(any_model):
     tokens = random_tokens(10, 3)
     for j in range(10):
         assert not moved_by(any_model, tokens, j, b=1)[:, [0, 2]].any()
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])  # 1, k and T
-def test_a_batch_equals_its_columns(any_model, batch):  # TRAPS 4
+def test_a_batch_equals_its_columns(any_model, batch):
     tokens = random_tokens(7, batch)
     logits = any_model(tokens)
     assert logits.shape == (7, batch, 40)
@@ -72,7 +71,7 @@ def test_a_batch_equals_its_columns(any_model, batch):  # TRAPS 4
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 7, 9])
-def test_chunks_equal_the_loop(net_class, chunk_size):  # TRAPS 5
+def test_chunks_equal_the_loop(net_class, chunk_size):
     model, tokens = kgram(net_class, chunk_size=chunk_size), random_tokens(9, 3)
     tokens[6:, 1] = model.blank
     torch.testing.assert_close(model(tokens), loop_logits(model, tokens), atol=1e-6, rtol=1e-5)
@@ -100,8 +99,8 @@ def test_distinct_contexts_do_not_overflow_at_large_k():
     assert len(helpers.distinct_contexts(contexts, 50_257)[0]) == 2
 
 
-def test_one_hot_equals_the_lookup(designs):  # TRAPS 6
-    literal, lookup = designs.OneHotLiteral(40, 3, 8, 2), designs.OneHotMLP(40, 3, 8, 2)
+def test_one_hot_equals_the_lookup():
+    literal, lookup = (net(40, 3, 6, 8, 2) for net in (NOTEBOOK_02.OneHotLiteral, DESIGNS["one-hot"]))
     lookup.load_literal(literal)
     contexts = random_tokens(30, 3).where(random_tokens(30, 3, seed=1) > 5, 40)  # some BLANK
     torch.testing.assert_close(lookup(contexts), literal(contexts), atol=1e-5, rtol=0)
@@ -112,7 +111,7 @@ def test_one_hot_equals_the_lookup(designs):  # TRAPS 6
     torch.testing.assert_close(lookup.bias.grad, literal.first.bias.grad, atol=1e-5, rtol=0)
 
 
-def test_blank_is_no_token(any_model):  # TRAPS 7: padding with 0 would make the first two equal
+def test_blank_is_no_token(any_model):  # padding with 0 would make the first two equal
     bare, with_zero, with_blank = (torch.tensor([start + [5, 6]]).T for start in ([], [0], [40]))
     assert not torch.allclose(any_model(with_zero)[-1], any_model(bare)[-1])
     if isinstance(any_model, helpers.KGramMLPSeqModel):
@@ -126,36 +125,36 @@ def test_blank_embeds_to_zeros_and_takes_no_gradient():
     assert embedding.weight.grad.sum(1).tolist() == [0, 3, 0, 0]
 
 
-def test_convolution_is_depthwise_and_sees_order(designs):  # TRAPS 8
-    model = kgram(designs.ConvHybrid, k=3, embed_size=6)
+def test_convolution_is_depthwise_and_sees_order():
+    model = kgram(DESIGNS["convolution"], k=3, embed_size=6)
     a, b = model.net(torch.tensor([[1, 2, 3]])), model.net(torch.tensor([[3, 2, 1]]))
     assert not torch.allclose(a, b)
     assert model.net.convolution.groups == 6 and model.net.convolution.weight.numel() == 6 * 3
 
 
-def test_each_inner_layer_adds_its_weights(net_class):  # TRAPS 9
+def test_each_inner_layer_adds_its_weights(net_class):
     sizes = [helpers.count_parameters(kgram(net_class, hidden_size=8, num_layers=depth))["body"] for depth in range(4)]
     assert [b - a for a, b in itertools.pairwise(sizes)] == [8 * 8 + 8] * 3
 
 
-def test_parameters_with_and_without_tables(designs):
-    model = kgram(designs.EmbeddingMLP, vocab_size=40, k=3, embed_size=6, hidden_size=8, num_layers=1)
+def test_parameters_with_and_without_tables():
+    model = kgram(vocab_size=40, k=3, embed_size=6, hidden_size=8, num_layers=1)
     body = 3 * 6 * 8 + 8 + 8 * 8 + 8
     assert helpers.count_parameters(model) == {"parameters": 40 * 6 + body + 8 * 40 + 40, "body": body}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_first_loss_is_near_ln_v(designs, seed):  # TRAPS 13: public runs start at 173 and 428
+def test_first_loss_is_near_ln_v(seed):  # public runs start at 173 and 428
     tokens = random_tokens(32, 8, vocab_size=2000, seed=seed)
     sizes = {"vocab_size": 2000, "embed_size": 64, "hidden_size": 64, "seed": seed}
-    models = [kgram(getattr(designs, name), **sizes) for name in KGRAM_NETS] + [lstm(**sizes)]
+    models = [kgram(net_class, **sizes) for net_class in DESIGNS.values()] + [lstm(**sizes)]
     models += [helpers.TransformerModel(2000, 64, 4, 2, **options) for options in TRANSFORMERS.values()]
-    models += [kgram(designs.EmbeddingMLP, tied=True, **sizes), lstm(tied=True, **sizes)]
+    models += [kgram(tied=True, **sizes), lstm(tied=True, **sizes)]
     for model in models:
         assert abs(helpers.next_token_loss(model, tokens).item() - math.log(2000)) < 0.3
 
 
-def test_incremental_decoding_equals_forward(any_model):  # TRAPS 20
+def test_incremental_decoding_equals_forward(any_model):
     tokens = random_tokens(50, 2)
     state, logits = any_model.start(2), any_model(tokens)
     for t in range(50):
@@ -164,7 +163,7 @@ def test_incremental_decoding_equals_forward(any_model):  # TRAPS 20
 
 
 @pytest.mark.parametrize("first", [1, 7, 20])
-def test_reading_in_pieces_equals_forward(any_model, first):  # TRAPS 20: the prompt at once, then the rest at once
+def test_reading_in_pieces_equals_forward(any_model, first):  # the prompt at once, then the rest at once
     tokens = random_tokens(40, 2)
     logits, state = any_model.prefill(tokens[:first], any_model.start(2))
     torch.testing.assert_close(logits, any_model(tokens)[first - 1], atol=1e-4, rtol=0)
@@ -196,6 +195,8 @@ def test_wrong_tokens_say_what_came(any_model, tokens, error, says):
         any_model(tokens)
     with pytest.raises(error, match=says):
         helpers.next_token_loss(any_model, tokens)
+    with pytest.raises(error, match=says):
+        next(helpers.token_stream(any_model, tokens))
 
 
 def test_a_net_that_is_missing_or_misshapen_says_so():
@@ -218,7 +219,7 @@ def test_a_net_that_is_missing_or_misshapen_says_so():
 
 def test_gradients_reach_every_parameter(any_model):
     norms = helpers.check_gradient_flow(any_model, random_tokens(10, 4))
-    assert len(norms) == len(list(any_model.parameters())) and (norms > 0).all()
+    assert list(norms) == [name for name, _ in any_model.named_parameters()] and min(norms.values()) > 0
 
 
 def test_a_detached_embedding_is_found():
@@ -238,12 +239,29 @@ def test_notebook_and_helpers_hold_the_same_embedding_mlp(notebook_02):
     assert ast.dump(taught[0]) == ast.dump(shared)
 
 
-def test_rms_norm_is_pytorchs_and_does_not_overflow():  # TRAPS 22
+def test_rms_norm_is_pytorchs_and_does_not_overflow():
     x = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)) * 3
     ours, theirs = helpers.RMSNorm(16, eps=1e-5), torch.nn.RMSNorm(16, eps=1e-5)
     ours.weight.data = theirs.weight.data = torch.randn(16)
     torch.testing.assert_close(ours(x), theirs(x))
     assert helpers.RMSNorm(16)(300 * torch.ones(16, dtype=torch.float16)).eq(1).all()
+
+
+def test_the_eps_of_rms_norm_stands_inside_the_root():
+    """Of numbers as small as the root of eps it shows: outside the root, this would be 0.999."""
+    x = torch.full((1, 8), 1e-3)
+    torch.testing.assert_close(helpers.RMSNorm(8)(x), torch.full((1, 8), 1 / math.sqrt(2)), atol=1e-5, rtol=0)
+
+
+def test_rotary_positions_turn_complex_numbers():
+    """Pair i of D / 2 is one complex number, times e^(i position 10000^(-2i / D)); far out a wrong base shows most."""
+    x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = torch.complex(*x.chunk(2, dim=-1))  # (2, 7, 8)
+    for position, row in enumerate(pairs.unbind(1), start=900):
+        angles = [position / 10_000 ** (2 * i / 16) for i in range(8)]
+        row *= torch.tensor([complex(math.cos(angle), math.sin(angle)) for angle in angles])
+    expected = torch.cat([pairs.real, pairs.imag], dim=-1)
+    torch.testing.assert_close(helpers.rotate(x, 900), expected, atol=3e-4, rtol=0)
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
@@ -269,14 +287,69 @@ def test_attention_against_its_definition():
         torch.testing.assert_close(attended[0, t], block.attention_out(torch.cat(heads)), atol=1e-5, rtol=1e-4)
 
 
-def test_positions_tell_orders_apart():  # TRAPS 26: with one block and no positions, the past is a bag of tokens
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("mlp", ["swiglu", "silu"])
+def test_a_block_against_its_definition(norm, mlp):
+    block = transformer(norm=norm, mlp=mlp).blocks[0]
+    for each in block.norms:
+        nn.init.uniform_(each.weight, 0.5, 2)
+    x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    empty = torch.zeros(2, 2, 0, 8)
+
+    def mixed(x):
+        if mlp == "silu":
+            return block.mlp_out(nn.functional.silu(block.mlp_in(x)))
+        gate, up = (nn.functional.linear(x, weight) for weight in block.mlp_in.weight.chunk(2))
+        return block.mlp_out(gate * gate.sigmoid() * up)
+
+    if norm == "pre":
+        middle = x + block.attend(block.norms[0](x), (empty, empty))[0]
+        expected = middle + mixed(block.norms[1](middle))
+    else:
+        middle = block.norms[0](x + block.attend(x, (empty, empty))[0])
+        expected = block.norms[1](middle + mixed(middle))
+    torch.testing.assert_close(block(x, (empty, empty))[0], expected)
+
+
+def test_the_hidden_width_of_a_block_keeps_its_number_of_weights():
+    gated, plain = (transformer(d_model=48, mlp=mlp).blocks[0] for mlp in ("swiglu", "silu"))
+    assert gated.mlp_out.in_features == 8 * 48 // 3 and gated.mlp_in.out_features == 2 * 8 * 48 // 3
+    assert plain.mlp_out.in_features == plain.mlp_in.out_features == 4 * 48
+
+
+def spread(weight):
+    """The standard deviation of weights that are drawn around 0; of thousands it is known to a few percent."""
+    return weight.square().mean().sqrt().item()
+
+
+def test_first_weights_of_the_transformer():
+    """N(0, .02); the two projections of each block that are summed up, divided by the root of their number."""
+    torch.manual_seed(0)
+    model = helpers.TransformerModel(500, 64, 4, 3, tied=False, positions="learned")
+    drawn = [model.embedding.weight, model.positions.weight, model.head.weight]
+    drawn += [weight for block in model.blocks for weight in (block.attention_in.weight, block.mlp_in.weight)]
+    assert [spread(weight) for weight in drawn] == pytest.approx([0.02] * 9, rel=0.05)
+    summed = [weight for block in model.blocks for weight in (block.attention_out.weight, block.mlp_out.weight)]
+    assert [spread(weight) for weight in summed] == pytest.approx([0.02 / math.sqrt(2 * 3)] * 6, rel=0.05)
+    assert model.head.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("make", [lstm, kgram])
+def test_first_weights_of_a_tied_table(make):
+    model = make(vocab_size=500, embed_size=36, hidden_size=50, tied=True)
+    assert model.head.weight is next(m for m in model.modules() if isinstance(m, nn.Embedding)).weight
+    assert spread(model.head.weight) == pytest.approx(0.5 / 6, rel=0.05) and model.head.bias.eq(0).all()
+    assert model.project.weight.shape == (36, 50) and model.project.bias is None
+
+
+def test_positions_tell_orders_apart():  # with one block and no positions, the past is a bag of tokens
     ab, ba = torch.tensor([[1, 2, 5], [2, 1, 5]]).unsqueeze(-1)
     for positions, same in (("none", True), ("rotary", False), ("learned", False)):
         model = transformer(n_blocks=1, positions=positions)
         assert torch.allclose(model(ab)[-1], model(ba)[-1], atol=1e-5) is same
 
 
-def test_each_option_of_the_transformer_changes_it():  # TRAPS 26
+def test_each_option_of_the_transformer_changes_it():
     usual = transformer()
     for option in ({"norm": "post"}, {"positions": "learned"}, {"mlp": "silu"}, {"tied": False}):
         assert not torch.allclose(transformer(**option)(random_tokens(9, 2)), usual(random_tokens(9, 2)), atol=1e-4)

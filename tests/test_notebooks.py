@@ -1,12 +1,15 @@
 """What every notebook of the workbook keeps to. Whether its outputs are true is nbval's to say."""
 
+import ast
 import re
+import shutil
 
 import nbformat
 import pytest
 from oracles import ROOT
 
-from helpers import load_runs
+from workbook import notebooks
+from workbook.records import load_runs
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -47,15 +50,15 @@ def test_two_thirds_of_the_cells_are_compared(notebook):
     assert len(ignored) <= len(cells) / 3
 
 
-def test_a_claim_follows_each_training(notebook):
-    """Between a cell that trains and the next one that does, a compared cell asserts something."""
+def test_an_assertion_or_a_claim_follows_each_training(notebook):
+    """Between a cell that trains and the next one that does, a compared cell says what must hold, or what did."""
     waiting = None
     for cell in code_cells(notebook):
         ignored = "nbval-ignore-output" in tags(cell)
         if ignored and re.search(r"\b(train|compare|run_designs)\(", cell.source):
             assert waiting is None, waiting
             waiting = cell.source[:80]
-        elif not ignored and "assert" in cell.source:
+        elif not ignored and re.search(r"\bassert\b|\bclaim\(", cell.source):
             waiting = None
     assert waiting is None, waiting
 
@@ -84,7 +87,7 @@ def test_first_and_last_cell_lead_to_the_neighbours(notebook):
 def test_the_time_that_it_states_was_measured(notebook):
     title = re.match(r"# (\d) ", notebook.cells[0].source)[1]
     stated = float(re.search(r"CPU time: about (\d+) seconds", notebook.cells[0].source)[1])
-    times = load_runs("notebooks", recorded_only=True)
+    times = load_runs("notebooks")
     (seconds,) = times.loc[times["notebook"].str.startswith(f"0{title}"), "seconds"]
     assert 0.7 * stated < seconds < 1.3 * stated
 
@@ -94,20 +97,82 @@ def test_no_machine_is_named(notebook):
     assert not re.search(r"/(home|tmp|root|Users|work)/[a-z]", text)
 
 
-def test_every_pointer_of_the_interview_quotes_the_line_that_it_names():
+def pointers_of_the_interview():
+    """What notebook 06 shows as links to code: file, name, address and the quoted line of each."""
     notebook = nbformat.read(ROOT / "notebooks" / "06_interview.ipynb", as_version=4)
-    outputs = [
-        output.data.get("text/markdown", "") for c in code_cells(notebook) for output in c.outputs if "data" in output
-    ]
-    pointers = [found for text in outputs for found in re.findall(r"\[(\S+), (line|cell) (\d+)\]\(\S+\): `(.+)`", text)]
+    data = [output.data for cell in code_cells(notebook) for output in cell.outputs if "data" in output]
+    texts = [entry.get("text/markdown", "") for entry in data]
+    return [found for text in texts for found in re.findall(r"\[(\S+), ([\w.]+)\]\((\S+)\): `(.+)`", text)]
+
+
+def path_of(file):
+    """From the root; a notebook is named without its folder."""
+    return f"notebooks/{file}" if file.endswith(".ipynb") else file
+
+
+def definition(path, name):
+    """The stripped lines of a function, method or class of a file of Python or of a notebook."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        source = "\n".join(cell.source for cell in code_cells(nbformat.reads(source, as_version=4)))
+    scope = ast.parse(source)
+    for part in name.split("."):
+        (scope,) = (node for node in ast.walk(scope) if getattr(node, "name", None) == part)
+    return [line.strip() for line in ast.get_source_segment(source, scope).splitlines()]
+
+
+def test_every_pointer_of_the_interview_quotes_a_line_of_what_it_names():
+    pointers = pointers_of_the_interview()
     assert len(pointers) >= 24
-    for path, kind, number, quoted in pointers:
-        if kind == "line":
-            line = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(number) - 1]
-            assert line.strip() == quoted, f"{path}:{number} has moved: execute notebook 06 again"
-        else:
-            cell = code_cells(nbformat.read(ROOT / "notebooks" / path, as_version=4))[int(number) - 1]
-            assert quoted in [line.strip() for line in cell.source.splitlines()], (path, number)
+    for file, name, address, quoted in pointers:
+        assert quoted in definition(ROOT / path_of(file), name), (file, name)
+        assert (ROOT / "notebooks" / address.partition("#")[0]).resolve() == ROOT / path_of(file)
+
+
+def test_a_line_more_above_the_code_changes_no_pointer(tmp_path, monkeypatch):
+    pointers = pointers_of_the_interview()
+    for file, *_ in pointers:
+        copy = tmp_path / path_of(file)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path_of(file), copy)
+        if copy.suffix == ".py":
+            copy.write_text("# one line more\n" + copy.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    for file, name, address, quoted in pointers:
+        assert notebooks.code_link(path_of(file), name, quoted) == f"[{file}, {name}]({address}): `{quoted}`"
+
+
+def test_a_pointer_to_no_line_or_to_several_says_so():
+    assert notebooks.code_link("helpers.py", "rotate").startswith("[helpers.py, rotate](../helpers.py#rotate): `def ")
+    for name, quote, says in (
+        ("rotate", "no such line", "0 lines"),
+        ("rotate", "x", "lines of"),
+        ("absent", "", "0 lines"),
+    ):
+        with pytest.raises(ValueError, match=f"{says}.*expected one"):
+            notebooks.code_link("helpers.py", name, quote)
+
+
+def test_the_definitions_of_a_notebook_are_a_module():
+    module = notebooks.notebook_module("02_kgram_architectures", "imports", "export")
+    assert module.EmbeddingMLP.__doc__ and not hasattr(module, "DESIGNS")
+    with pytest.raises(ValueError, match="no cell of 02_kgram_architectures.ipynb has one of the tags absent"):
+        notebooks.notebook_module("02_kgram_architectures", "absent")
+
+
+def test_a_notebook_runs_with_other_parameters(tmp_path, monkeypatch):
+    cells = ["import os", "WIDTH = 3", "print(WIDTH, os.environ['TQDM_DISABLE'])"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    for parameters, printed in ((None, "3 1"), ({"WIDTH": 7}, "7 1")):
+        done, seconds = notebooks.execute(tmp_path / "small.ipynb", parameters)
+        assert done.cells[-1].outputs[0].text.strip() == printed and seconds > 0
+    assert nbformat.read(tmp_path / "small.ipynb", as_version=4).cells[1].source == "WIDTH = 3"
+
+
+def test_no_cell_is_longer_than_a_class(notebook):
+    assert max(len(cell.source.splitlines()) for cell in code_cells(notebook)[1:]) <= 45  # the first is for Colab
 
 
 def test_the_interview_has_the_notes_questions_and_twenty_more():

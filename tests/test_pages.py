@@ -1,5 +1,6 @@
-"""`python -m notebooks`: the slides and pages lead nowhere dead, load nothing from the net, and fit their slides."""
+"""`python -m workbook site`: slides and pages lead nowhere dead, load nothing from the net, and fit."""
 
+import base64
 import contextlib
 import copy
 import html
@@ -19,9 +20,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from oracles import ROOT
 from PIL import Image
 
-from notebooks.__main__ import build, main, read_figures
+import workbook.site
+from workbook.__main__ import main
+from workbook.records import short
+from workbook.site import build, code_page, read_figures, read_readme
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+SVG = "<svg xmlns='http://www.w3.org/2000/svg'/>"
 
 # Walks through the deck and writes down what lies outside its slide, in the page that --dump-dom then shows.
 PROBE = """<pre id="report"></pre><script>
@@ -62,7 +68,7 @@ def site(tmp_path_factory):
     folder, printed = tmp_path_factory.mktemp("out"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("WORKBOOK_OUT", str(folder))
-        main([])
+        main(["site"])
     folder /= "site"
     pages = {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in folder.rglob("*.html")}
     return Built(folder, printed.getvalue(), pages)
@@ -75,7 +81,9 @@ def two_notebooks(tmp_path):
     figure = new_output("display_data", {"image/png": PIXEL, "text/plain": "a figure"})
     table = new_output("execute_result", {"text/html": "<table><tr><td>7</td></tr></table>", "text/plain": "7"})
     opening = "# 1 · One\n\n**A promise.**\n\nIn Colab: run it. Next: [two](02_two.ipynb#The-end)\n\nCPU time: 3 s."
-    links = "[line](../helpers.py#L12-L20) [data](../data/3seqs.txt) [gone](../gone.py) [web](https://example.org)"
+    links = (
+        "[loss](../helpers.py#next_token_loss) [data](../data/3seqs.txt) [gone](../gone.py) [web](https://example.org)"
+    )
     drawing = 'save_figure(draw(load("x")), "kgram_speed")'
     first = [
         new_markdown_cell(opening, metadata={"tags": ["slide"]}),
@@ -102,8 +110,7 @@ def test_tagged_cells_become_slides(two_notebooks, tmp_path):
     assert title.h1.text == "The pico-llm workbook"
     assert "A promise." in opening.text and "Colab" not in opening.text
     assert figure.h3.text == "Fast" and "printed" not in figure.text and "save_figure" not in figure.text
-    (picture,) = figure.select("img")  # the sharp file, not the cell's small one
-    assert picture["src"].startswith("data:image/svg+xml") and picture["alt"]
+    assert [picture["src"] for picture in figure.select("img")] == [f"data:image/png;base64,{PIXEL}"]
     assert figure.select_one("aside.notes").text.strip() == "Say this aloud."
     assert figure.footer.a["href"] == "01_one.html"
     assert table.td.text == "7" and "secret" not in table.text
@@ -114,16 +121,65 @@ def test_a_page_has_its_links_led_and_its_set_up_folded(two_notebooks, tmp_path)
     page = BeautifulSoup((tmp_path / "site" / "01_one.html").read_text(encoding="utf-8"), "html.parser")
     links = {a.text: a.get("href") for a in page.select("main a:not(.anchor-link)")}
     assert links["two"] == "02_two.html#The-end"
-    assert links["line"] == "source/helpers.py.html#L-12" and links["data"] == "source/data/3seqs.txt"
-    assert links["gone"] is None and dead == {"../gone.py"} and links["web"] == "https://example.org"
+    assert links["loss"] == "source/helpers.py.html#next_token_loss" and links["data"] == "source/data/3seqs.txt"
+    assert links["gone"] is None and "../gone.py" in dead and links["web"] == "https://example.org"
     assert page.select_one("img[alt='a picture']")["src"].startswith("data:image/png")
     assert page.title.text == "1 · One" and [a.text for a in page.select(".contents a")] == ["The rule"]
     assert [a["href"] for a in page.select(".bar a")] == ["index.html", "02_two.html", "slides.html"]
     assert "import helpers" in page.select_one("details.fold").text and "K = 1" not in page.select_one("details").text
     assert "google.colab" not in page.text and page.text.count("needs a running kernel") == 1
-    source = BeautifulSoup((tmp_path / "site/source/helpers.py.html").read_text(encoding="utf-8"), "html.parser")
-    line = (ROOT / "helpers.py").read_text(encoding="utf-8").splitlines()[11]
-    assert source.select_one("#L-12").text.strip("\n") == line
+
+
+def test_a_picture_is_that_of_the_cell_and_of_no_other_run(two_notebooks, tmp_path, workbook_out):
+    other = workbook_out / "figures"  # another run's; the record, figures/kgram_speed, is there too
+    other.mkdir(parents=True)
+    (other / "kgram_speed.png").write_bytes((ROOT / "figures" / "kgram_speed.png").read_bytes())
+    (other / "kgram_speed.svg").write_text(SVG, encoding="utf-8")
+    drawn = new_output("display_data", {"image/svg+xml": SVG, "text/plain": "a figure"})
+    cell = new_code_cell('save_figure(draw(load("x")), "kgram_speed")', outputs=[drawn], metadata={"tags": ["slide"]})
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# 3 · Three"), cell]), two_notebooks / "03_three.ipynb")
+    build(tmp_path / "site", two_notebooks)
+    for name, numbers in (("slides", (1, 1)), ("01_one", (1, 0)), ("03_three", (0, 1))):
+        page = BeautifulSoup((tmp_path / "site" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+        pictures = page.select("img:not([alt='a picture'])")  # this one is the text's own
+        shown = [base64.b64decode(picture["src"].split("base64,")[1]) for picture in pictures]
+        assert (shown.count(base64.b64decode(PIXEL)), shown.count(SVG.encode())) == numbers
+        assert len(shown) == sum(numbers)
+        assert {picture["alt"] for picture in pictures} == {"Figure: kgram speed"}  # and no title that tells a finding
+
+
+def test_code_has_an_anchor_for_each_name():
+    for path in (ROOT / "helpers.py", *(ROOT / "workbook").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        page = BeautifulSoup(code_page(source), "html.parser")
+        anchors = {tag["id"]: tag.text.strip() for tag in page.select("[id]")}
+        owner, names = "", {}
+        for line in source.splitlines():
+            if found := re.match(r"(class|def) (\w+)", line):
+                owner, names[found[2]] = found[2] if found[1] == "class" else "", line.strip()
+            elif owner and (found := re.match(r"    def (\w+)", line)):
+                names[f"{owner}.{found[1]}"] = line.strip()
+        assert anchors.items() >= names.items(), path.name
+        assert path.name != "helpers.py" or {"next_token_loss", "KGramMLPSeqModel.hidden_rows"} <= set(anchors)
+
+
+def test_notebooks_link_to_names_that_are_there():
+    linked = set()
+    for path in (ROOT / "notebooks").glob("[!.]*.ipynb"):
+        linked |= set(re.findall(r"\.\./([\w/.-]+\.py)#([\w.-]+)", path.read_text(encoding="utf-8")))
+    assert linked
+    for path, name in linked:
+        assert f'id="{name}"' in code_page((ROOT / path).read_text(encoding="utf-8")), (path, name)
+
+
+def test_the_readme_opens_index_and_slides(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbook.site, "ROOT", tmp_path)
+    first = "# The book\n\nWhat it is:\n[figures](data/notes.csv), [web](https://example.org).\n\n![A picture](x.png)\n"
+    lead = "What it is:\n[figures](../data/notes.csv), [web](https://example.org)."
+    finding = "\n\n**A is\nfaster.** By 3.\n\n**More.**\n"
+    for middle, end in ((finding, "\n\nThe recorded runs show: **A is\nfaster.**"), ("", "")):
+        (tmp_path / "README.md").write_text(f"{first}{middle}\n## Start\n\n**Not this.**\n", encoding="utf-8")
+        assert read_readme() == ("The book", lead + end)
 
 
 def test_captions_title_and_order_the_gallery(tmp_path):
@@ -132,11 +188,9 @@ def test_captions_title_and_order_the_gallery(tmp_path):
     entry = "## b_second\n\n**The finding, `k=2`**\n\n![The finding](b_second.png)\n\nMore **here**.\n\nRuns: x\n"
     (tmp_path / "CAPTIONS.md").write_text(f"# Captions\n\n{entry}\n## gone\n\n**No picture**\n", encoding="utf-8")
     figures = read_figures(tmp_path)
-    assert [(name, figure["title"]) for name, figure in figures.items()] == [
-        ("b_second", "The finding, k=2"),
-        ("a_first", "a first"),
-    ]
-    assert figures["b_second"]["caption"] == "More **here**.\n\nRuns: x"
+    titles = [(figure["name"], figure["title"]) for figure in figures]
+    assert titles == [("b_second", "The finding, `k=2`"), ("a_first", "a first")]
+    assert figures[0]["caption"] == "More **here**.\n\nRuns: x"
 
 
 def test_bad_notebooks_are_refused(tmp_path):
@@ -155,10 +209,23 @@ def test_bad_notebooks_are_refused(tmp_path):
             build(tmp_path / "site", tmp_path)
 
 
+def test_the_command_writes_where_it_is_told_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    outputs = []
+    monkeypatch.setattr(workbook.site, "write_site", outputs.append)
+    main(["site"])
+    main(["site", "--output", str(tmp_path)])
+    assert outputs == [None, tmp_path]
+    monkeypatch.undo()
+    monkeypatch.setattr(workbook.site, "build", lambda output: build(output, tmp_path))
+    with pytest.raises(SystemExit, match="[^0]"):
+        main(["site", "--output", str(tmp_path)])
+    assert "no notebook in" in capsys.readouterr().err
+
+
 def test_the_command_says_what_it_made(site):
     names = ["index.html", "slides.html", *(path.stem + ".html" for path in (ROOT / "notebooks").glob("[!.]*.ipynb"))]
     for name in names:
-        assert str(site.folder / name) in site.printed and (site.folder / name) in site.pages
+        assert short(site.folder / name) in site.printed and (site.folder / name) in site.pages
     assert "no such file" not in site.printed  # a link of a notebook that leads nowhere
     cards = site.pages[site.folder / "index.html"].select(".card")
     assert [card["href"] for card in cards] == sorted(names[2:])
@@ -175,6 +242,16 @@ def test_a_dozen_slides_without_code(site):
             aside.extract()
         assert slide.select("img") or slide.text.strip()
         assert not slide.select(".jp-InputArea-editor, .highlight")
+
+
+def test_pictures_are_those_of_the_cells(site):
+    drawn = set()
+    for path in (ROOT / "notebooks").glob("[!.]*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            drawn |= {output.get("data", {}).get("image/png", "").strip() for output in cell.get("outputs", [])}
+    for path, page in site.pages.items():
+        for picture in page.select("section img, .jp-OutputArea img"):
+            assert picture["src"].removeprefix("data:image/png;base64,").strip() in drawn, path
 
 
 def test_nothing_comes_from_the_net(site):

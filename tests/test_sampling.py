@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import kgram, lstm, random_tokens
+from oracles import kgram, lstm, random_tokens, transformer
 
 import helpers
+from workbook.text import CompactTokenizer, compact_vocabulary, encode_texts
 
 PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
 
 @pytest.mark.parametrize("p, kept", [(0.4, 1), (0.5, 1), (0.6, 2), (0.79, 2), (0.9, 3), (0.96, 4), (1.0, 4)])
-def test_the_nucleus_is_the_smallest_set_of_mass_p(p, kept):  # TRAPS 16
+def test_the_nucleus_is_the_smallest_set_of_mass_p(p, kept):
     order = torch.tensor([2, 0, 3, 1])
     filtered = helpers.top_p_filter(PROBABILITIES.log()[order], p)
     assert set(order[filtered.isfinite()].tolist()) == set(range(kept))
@@ -60,7 +61,7 @@ def rows_of_logits(draw):
 
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(logits=rows_of_logits(), p=st.floats(0, 1, exclude_min=True) | st.sampled_from([0.5, 0.9, 0.95, 0.999999, 1.0]))
-def test_the_nucleus_against_brute_force(logits, p):  # TRAPS 16, 17
+def test_the_nucleus_against_brute_force(logits, p):
     filtered = helpers.top_p_filter(logits, p)
     kept = filtered.isfinite().nonzero().flatten().tolist()
     assert torch.equal(filtered[kept], logits[kept])
@@ -121,7 +122,7 @@ def test_of_equal_logits_the_lower_id_comes_first():
     assert helpers.top_p_filter(torch.zeros(5000), 0.49999).isfinite().nonzero().flatten().tolist() == list(range(2500))
 
 
-def test_draws_follow_the_renormalised_nucleus():  # TRAPS 16
+def test_draws_follow_the_renormalised_nucleus():
     logits = PROBABILITIES.log().expand(20_000, 4)
     draws = helpers.sample_token(logits, top_p=0.6, generator=torch.Generator().manual_seed(0))
     shares = torch.bincount(draws, minlength=4) / 20_000
@@ -129,12 +130,12 @@ def test_draws_follow_the_renormalised_nucleus():  # TRAPS 16
 
 
 @pytest.mark.parametrize("p", [0, -0.1, 1.1, math.nan])
-def test_p_outside_its_range_says_so(p):  # TRAPS 16
+def test_p_outside_its_range_says_so(p):
     with pytest.raises(ValueError, match="expected 0 < p <= 1"):
         helpers.top_p_filter(torch.zeros(4), p)
 
 
-def test_bad_logits_and_temperatures_say_so():  # TRAPS 16
+def test_bad_logits_and_temperatures_say_so():
     broken = torch.tensor([0.0, math.nan])
     for draw in (lambda: helpers.top_p_filter(broken, 0.5), lambda: helpers.sample_token(broken)):
         with pytest.raises(ValueError, match="NaN"):
@@ -153,13 +154,13 @@ def test_bad_logits_and_temperatures_say_so():  # TRAPS 16
         helpers.sample_token(torch.zeros(4), temperature=math.nan)
 
 
-def test_impossible_tokens_are_never_drawn():  # TRAPS 16
+def test_impossible_tokens_are_never_drawn():
     logits = torch.tensor([0.0, -math.inf, 0.0]).expand(2000, 3)
     for p in (0.5, 0.9, 1.0):
         assert not (helpers.sample_token(logits, top_p=p) == 1).any()
 
 
-def test_p_1_keeps_a_large_vocabulary_in_any_order():  # TRAPS 17
+def test_p_1_keeps_a_large_vocabulary_in_any_order():
     torch.manual_seed(0)
     logits = torch.randn(50_257) * 6
     assert helpers.top_p_filter(logits, 1.0).isfinite().all()
@@ -168,7 +169,7 @@ def test_p_1_keeps_a_large_vocabulary_in_any_order():  # TRAPS 17
         assert torch.equal(helpers.top_p_filter(logits[order], p), helpers.top_p_filter(logits, p)[order])
 
 
-def test_temperature_sharpens_and_flattens():  # TRAPS 26
+def test_temperature_sharpens_and_flattens():
     logits = torch.tensor([1.0, 0.0]).expand(4000, 2)
     cold, warm, hot = (
         (helpers.sample_token(logits, 1.0, t, torch.Generator().manual_seed(0)) == 0).float().mean()
@@ -178,6 +179,15 @@ def test_temperature_sharpens_and_flattens():  # TRAPS 26
     cut = torch.tensor([1.0, 0.0, -math.inf])
     assert helpers.sample_token(cut, 1.0, 1e-50) == 0  # a tiny one is greedy, not an overflow
     assert set(helpers.sample_token(cut.expand(50, 3), 1.0, 1e40).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_temperature_divides_the_logits(temperature):
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(0))
+    drawn = helpers.sample_token(logits.expand(500, -1), 1.0, temperature, torch.Generator().manual_seed(1))
+    uniform = 1 - torch.rand(500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    assert torch.equal(drawn, (cumulative < uniform).sum(-1))
 
 
 def test_draws_of_a_large_vocabulary_follow_its_probabilities():
@@ -190,8 +200,8 @@ def test_draws_of_a_large_vocabulary_follow_its_probabilities():
     assert len(draws.unique()) > 350
 
 
-@pytest.mark.parametrize("make", [lstm, lambda **sizes: kgram(helpers.EmbeddingMLP, **sizes)])
-def test_generation(tokenizer, make):  # TRAPS 18, 19
+@pytest.mark.parametrize("make", [lstm, kgram])
+def test_generation(tokenizer, make):
     model = make(vocab_size=50_257)
     seeded = [
         helpers.generate(model, tokenizer, "0", 30, top_p=0.9, generator=torch.Generator().manual_seed(s))
@@ -210,8 +220,8 @@ def test_generation(tokenizer, make):  # TRAPS 18, 19
         helpers.generate(model, tokenizer, "")
 
 
-def test_generation_ends_before_stop_with_the_prompt_whole(tokenizer):  # TRAPS 19
-    model = kgram(helpers.EmbeddingMLP, vocab_size=50_257, k=1)
+def test_generation_ends_before_stop_with_the_prompt_whole(tokenizer):
+    model = kgram(vocab_size=50_257, k=1)
     full = helpers.generate(model, tokenizer, "0 1", 12)
     stop = full[len("0 1") + 6 : len("0 1") + 9]
     assert helpers.generate(model, tokenizer, "0 1", 12, stop=stop) == full[: full.index(stop, len("0 1"))]
@@ -224,14 +234,14 @@ def test_generation_ends_before_stop_with_the_prompt_whole(tokenizer):  # TRAPS 
 
 
 def test_generation_calls_on_token_with_what_it_drew(tokenizer):
-    model, seen = kgram(helpers.EmbeddingMLP, vocab_size=50_257), []
+    model, seen = kgram(vocab_size=50_257), []
     text = helpers.generate(model, tokenizer, "0", 5, on_token=lambda *pair: seen.append(pair))
     assert tokenizer.decode([15] + [token for token, _ in seen]) == text
     assert all(logits.shape == (50_257,) and logits.argmax() == token for token, logits in seen)
 
 
-@pytest.mark.parametrize("make", [lstm, lambda: kgram(helpers.EmbeddingMLP)])
-def test_a_stream_draws_from_the_models_own_distribution(make):  # TRAPS 20
+@pytest.mark.parametrize("make", [lstm, kgram, transformer])
+def test_a_stream_draws_from_the_models_own_distribution(make):
     """For each token the stream's logits are those of a forward pass over all before it."""
     model, prompt = make(), random_tokens(7, 4)
     stream = itertools.islice(helpers.token_stream(model, prompt, top_p=0.9), 50)
@@ -243,7 +253,7 @@ def test_a_stream_draws_from_the_models_own_distribution(make):  # TRAPS 20
 
 
 def test_neighbours_are_the_nearest_by_cosine():
-    model = kgram(helpers.EmbeddingMLP)
+    model = kgram()
     table = model.net.embedding.weight.detach()
     nearest = helpers.nearest_tokens(model, [3, 17], count=4)
     for token, found in zip((3, 17), nearest.tolist(), strict=True):
@@ -256,8 +266,8 @@ def test_neighbours_are_the_nearest_by_cosine():
         helpers.nearest_tokens(model, [0], table="body")
 
 
-def test_annotation_keeps_characters_whole(tokenizer):  # TRAPS 19
-    model = kgram(helpers.EmbeddingMLP, vocab_size=50_257)
+def test_annotation_keeps_characters_whole(tokenizer):
+    model = kgram(vocab_size=50_257)
     text = "a 🦜 naïve 猫"
     tokens = tokenizer.encode(text)
     annotated = helpers.annotate(model, tokenizer, tokens, count=2)
@@ -270,12 +280,12 @@ def test_annotation_keeps_characters_whole(tokenizer):  # TRAPS 19
 
 
 def test_a_compact_tokenizer_speaks_the_same_text(tokenizer):
-    sequences = helpers.encode_texts(["one two three", "two one 🙂"], tokenizer, 16)
-    compact, ids = helpers.compact_vocabulary(sequences)
-    small = helpers.CompactTokenizer(tokenizer, ids)
+    sequences = encode_texts(["one two three", "two one 🙂"], tokenizer, 16)
+    compact, ids = compact_vocabulary(sequences)
+    small = CompactTokenizer(tokenizer, ids)
     assert small.n_vocab == len(ids) and small.encode("one two three") == compact[0].tolist()
     assert small.decode(small.encode("two one 🙂")) == "two one 🙂"
-    model = kgram(helpers.EmbeddingMLP, vocab_size=len(ids))
+    model = kgram(vocab_size=len(ids))
     assert helpers.generate(model, small, "one two", 3).startswith("one two")
     assert helpers.annotate(model, small, compact[1].tolist()).startswith("two[NN=")
     with pytest.raises(ValueError, match=r"\[' four'\] not among the"):

@@ -1,164 +1,232 @@
-"""Training, comparison, records: what a row says must be what happened."""
+"""Training, comparison and the machine: what a row says must be what happened."""
 
 import itertools
 import math
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 import torch
-from oracles import ROOT, kgram, lstm, random_tokens, transformer
+from oracles import DESIGNS, kgram, lstm, random_batches, random_tokens, transformer
 
 import helpers
-from helpers import EmbeddingMLP
+from workbook import machine
+from workbook.batches import CorpusContexts, make_batches
+from workbook.config import TrainingConfig
+from workbook.records import summarise
+from workbook.training import Trainer, compare, make_optimizers, rate_factor, train
 
 
-def batches_of(count=4, length=6, batch=3):
-    return [random_tokens(length, batch, seed=seed) for seed in range(count)]
+def run(model, batches=None, *, loss_fn=helpers.next_token_loss, on_step=None, checkpoint=None, **options):
+    """Eight steps on four small batches, if `options` (the fields of a TrainingConfig) say nothing else."""
+    config = TrainingConfig(**{"steps": 8, "learning_rate": 1e-2, **options})
+    batches = random_batches() if batches is None else batches
+    return train(model, batches, config, loss_fn=loss_fn, on_step=on_step, checkpoint=checkpoint, progress=False)
 
 
 def losses(model, **options):
-    options = {"steps": 8, "progress": False, "learning_rate": 1e-2, **options}
-    return helpers.train(model, batches_of(), **options)["loss"].tolist()
+    return run(model, **options)["loss"].tolist()
 
 
-def test_the_same_seed_gives_the_same_losses_another_gives_others():  # TRAPS 23
-    sequences = [torch.randint(40, (8,)) for _ in range(30)]
-
-    def run(seed):
-        batches = helpers.make_batches(sequences, 4, blank=40, seed=seed)
-        return helpers.train(kgram(EmbeddingMLP, seed=seed), batches, steps=10, progress=False)["loss"].tolist()
-
-    assert run(0) == run(0) and run(0) != run(1)
+def steps_of(trainer):
+    """Drive a trainer to its end, and yield after each step."""
+    for batch in trainer.stream():
+        yield trainer.step(batch)
 
 
-def test_each_option_of_training_changes_the_losses():  # TRAPS 26
-    usual = losses(lstm())
-    assert losses(lstm(), learning_rate=1e-3) != usual
-    assert losses(lstm(), max_steps_per_epoch=2) != usual
-    assert len(losses(lstm(), steps=5)) == 5
-    assert losses(lstm(), loss_fn=lambda model, tokens: 2 * helpers.next_token_loss(model, tokens)) != usual
+# ---------------------------------------------------------------- options
+
+
+def test_the_same_seed_gives_the_same_losses_another_gives_others():
+    sequences = list(random_tokens(8, 30).t())
+
+    def seeded(seed):
+        return losses(kgram(seed=seed), batches=make_batches(sequences, 4, blank=40, seed=seed))
+
+    assert seeded(0) == seeded(0) and seeded(0) != seeded(1)
 
 
 @pytest.mark.parametrize(
     "option",
     [
+        {"learning_rate": 1e-3},
         {"schedule": "cosine"},
         {"warm_up_share": 0.5},
         {"weight_decay": 1.0},
         {"clip": 0.01},
         {"bfloat16": True},
         {"optimizer": "muon"},
+        {"max_steps_per_epoch": 2},
         {"budget_tokens": 60, "schedule": "cosine"},
+        {"loss_fn": lambda model, tokens: 2 * helpers.next_token_loss(model, tokens)},
     ],
     ids=str,
 )
-def test_each_further_option_of_train_changes_the_losses(option):  # TRAPS 26
+def test_each_option_of_training_changes_the_losses(option):
     assert losses(lstm(), **option) != losses(lstm())
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine_to_a_tenth():
-    rates = [helpers.rate_factor(share, 0.2, "cosine") for share in (0, 0.1, 0.2, 0.6, 1)]
+    rates = [rate_factor(share, 0.2, "cosine") for share in (0, 0.1, 0.2, 0.6, 1)]
     assert rates == pytest.approx([0.01, 0.5, 1, 0.55, 0.1])
-    assert helpers.rate_factor(0.9, 0.2, "constant") == 1
+    assert rate_factor(0.9, 0.2, "constant") == 1
 
 
-def test_budgets_end_a_training(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(helpers.time, "perf_counter", lambda: 0.5 * next(ticks))  # each step takes .5 s
-    train = {"batches": batches_of(), "progress": False}  # 15 targets a batch
-    assert len(helpers.train(lstm(), steps=7, **train)) == 7
-    assert len(helpers.train(lstm(), budget_tokens=60, **train)) == 4
-    assert len(helpers.train(lstm(), budget_tokens=61, **train)) == 5
-    assert len(helpers.train(lstm(), budget_seconds=3, **train)) == 6
-    assert len(helpers.train(lstm(), steps=5, budget_seconds=3, **train)) == 5
-    for wrong in ({}, {"steps": 0}, {"steps": 3, "schedule": "linear"}):
-        with pytest.raises(ValueError, match="expected steps, seconds or tokens above 0"):
-            helpers.train(lstm(), **train, **wrong)
+@pytest.mark.parametrize(
+    "options, warm_up",
+    [
+        ({"schedule": "cosine"}, 0.03),
+        ({"schedule": "cosine", "warm_up_share": 0.2}, 0.2),
+        ({"schedule": "cosine", "warm_up_share": 0.0}, 0.0),
+        ({}, 0.0),
+        ({"warm_up_share": 0.5}, 0.5),
+    ],
+    ids=str,
+)
+def test_the_rate_of_each_step_is_that_of_the_schedule(options, warm_up):
+    """Read from the optimisers' groups at every step, AdamW's and Muon's. With cosine 3 % of the steps warm up."""
+    config = TrainingConfig(steps=40, learning_rate=1e-3, optimizer="muon", **options)
+    trainer = Trainer(transformer(n_blocks=1), random_batches(), config)
+    for number, _ in enumerate(steps_of(trainer)):
+        done = number / 40
+        if done < warm_up:
+            expected = 1e-3 * max(done / warm_up, 0.01)
+        elif "schedule" in options:
+            fall = (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up))) / 2  # from 1 to 0
+            expected = 1e-4 + (1e-3 - 1e-4) * fall
+        else:
+            expected = 1e-3
+        assert [group["lr"] for group in trainer.groups()] == pytest.approx([expected, expected, 2 * expected])
+    assert trainer.counts["step"] == 40
 
 
-class Killed(Exception):
-    pass
+@pytest.mark.parametrize(
+    "make", [lstm, transformer, *(lambda net=net: kgram(net) for net in DESIGNS.values())], ids=str
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_shrinks_matrices_and_nothing_else(make, optimizer):
+    """A loss without a gradient moves no weight, so what is left of a step is the decay: rate x decay of a matrix."""
+    model = make()
+    for weight in model.parameters():
+        torch.nn.init.uniform_(weight, 1, 2)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    config = {"optimizer": optimizer, "learning_rate": 1e-2, "weight_decay": 3.0}
+    run(model, steps=1, loss_fn=lambda model, tokens: 0 * helpers.next_token_loss(model, tokens), **config)
+    for name, weight in model.named_parameters():
+        table = "embedding" in name or "head" in name or "table" in name  # Muon takes the matrices between these
+        rate = 2e-2 if optimizer == "muon" and weight.ndim == 2 and not table else 1e-2
+        left = 1 - rate * 3.0 if weight.ndim > 1 else 1.0
+        torch.testing.assert_close(weight / before[name], torch.full_like(weight, left), rtol=1e-6, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("stopped_at", [5, 11, 14])  # before, between and on the saved steps
-@pytest.mark.parametrize("kind", ["plain", "weighted, muon", "similar lengths, log rows of 3", "contexts"])
-def test_after_a_kill_the_losses_are_those_of_an_unbroken_run(tmp_path, stopped_at, kind):
-    sequences = [random_tokens(8, 1, seed=seed)[:, 0] for seed in range(30)]  # 8 batches an epoch
-
-    def run(checkpoint, on_step=None):
-        more = {"weights": [1 + i for i in range(30)]} if "weighted" in kind else {}
-        batches = helpers.make_batches(sequences, 4, blank=40, seed=3, similar_lengths="similar" in kind, **more)
-        more = {"optimizer": "muon"} if "muon" in kind else {"log_every": 3} if "log" in kind else {}
-        if kind == "contexts":
-            batches = helpers.CorpusContexts(sequences, 3, 40).batches(20, blanks=0.5, seed=3)  # 11 an epoch
-            more = {"loss_fn": helpers.context_loss}
-        options = {"steps": 20, "schedule": "cosine", "warm_up_share": 0.2, "clip": 1.0, "learning_rate": 1e-2}
-        valid = {"validation": batches_of(2), "validate_every": 6, "save_every": 7, "progress": False}
-        model = kgram(EmbeddingMLP) if kind == "contexts" else lstm()
-        model.dropout.p = 0.3 if "muon" in kind else 0.0
-        torch.manual_seed(4)  # of dropout; a checkpoint keeps its state
-        log = tmp_path / "log.csv"
-        frame = helpers.train(
-            model, batches, checkpoint=checkpoint, on_step=on_step, log=log, **options, **valid, **more
-        )
-        written = pd.read_csv(log)
-        pd.testing.assert_frame_equal(written[["step", "loss"]], frame[["step", "loss"]])
-        return frame[["step", "tokens", "loss", "validation_loss"]], model
-
-    def kill(row):
-        if row["step"] == stopped_at:
-            raise Killed
-
-    whole, first = run(None)
-    with pytest.raises(Killed):
-        run(tmp_path / "c.pt", kill)
-    resumed, second = run(tmp_path / "c.pt")
-    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    again, _ = run(tmp_path / "c.pt")  # a finished training stays finished
-    pd.testing.assert_frame_equal(again, whole, check_exact=True)
-    assert not list(tmp_path.glob("*.partial"))
+@pytest.mark.parametrize("clip", [0.05, 1.0, 1e3])
+def test_clip_bounds_the_norm_over_all_parameters_together(clip):
+    """The gradient keeps its direction; clipped parameter by parameter, or number by number, it would not."""
+    model, tokens = transformer(), random_tokens(9, 3)
+    plain = torch.autograd.grad(helpers.next_token_loss(model, tokens), list(model.parameters()))
+    norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in plain))
+    assert 1.0 < norm < 1e3 and max(gradient.norm().item() for gradient in plain) < norm  # some are clipped, one not
+    run(model, [tokens], steps=1, clip=clip)
+    for weight, gradient in zip(model.parameters(), plain, strict=True):
+        torch.testing.assert_close(weight.grad, gradient * min(1, clip / norm), rtol=1e-4, atol=1e-7)
 
 
-def test_ctrl_c_keeps_what_was_learnt(tmp_path):
-    def interrupt(row):
-        if row["step"] == 5:
-            raise KeyboardInterrupt
-
-    options = {"steps": 20, "progress": False, "checkpoint": tmp_path / "c.pt"}
-    with pytest.warns(UserWarning, match="stopped after step 5"):
-        frame = helpers.train(lstm(), batches_of(), on_step=interrupt, **options)
-    assert len(frame) == 5 and len(helpers.train(lstm(), batches_of(), **options)) == 20
-
-
-def test_a_checkpoint_holds_nothing_that_runs(tmp_path):  # TRAPS 24
-    helpers.train(lstm(), batches_of(), steps=3, progress=False, checkpoint=tmp_path / "c.pt")
-    state = torch.load(tmp_path / "c.pt", weights_only=True)
-    assert state["counts"]["step"] == 3 and len(state["rows"]) == 3
+def test_muon_takes_the_inner_matrices_at_twice_the_rate_and_adamw_the_rest(monkeypatch):
+    model, config = transformer(), TrainingConfig(optimizer="muon", learning_rate=0.1, weight_decay=0.2)
+    adamw, muon = make_optimizers(model, config)
+    assert [group["lr"] for group in (*adamw.param_groups, *muon.param_groups)] == [0.1, 0.1, 0.2]
+    inner = {id(w) for group in muon.param_groups for w in group["params"]}
+    assert inner == {id(w) for name, w in model.named_parameters() if w.ndim == 2 and "blocks" in name}
+    rest = [w for group in adamw.param_groups for w in group["params"]]
+    assert len(inner) + len(rest) == len(list(model.parameters())) and not inner & {id(w) for w in rest}
+    assert len(make_optimizers(model, TrainingConfig())) == 1
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match="needs torch 2.9 or newer"):
+        make_optimizers(model, config)
 
 
-def test_the_best_weights_come_back():
-    """On random tokens a model learns its batches by heart and grows worse on others: then the best one is kept."""
-    model, validation = lstm(), [random_tokens(6, 3, seed=99)]
-    frame = helpers.train(
-        model, batches_of(), steps=12, learning_rate=0.1, validation=validation, validate_every=2, progress=False
-    )
-    measured = frame["validation_loss"].dropna()
-    assert measured.index.tolist() == [1, 3, 5, 7, 9, 11] and measured.iloc[-1] > measured.min()
-    assert helpers.evaluate(model, validation)["loss"] == pytest.approx(measured.min())
-
-
-def test_each_size_of_a_model_changes_it():  # TRAPS 26
+def test_each_size_of_a_model_changes_it():
     sizes = {"vocab_size": 40, "k": 3, "embed_size": 6, "hidden_size": 8, "num_layers": 1}
-    count = helpers.count_parameters(kgram(EmbeddingMLP, **sizes))["parameters"]
+    count = helpers.count_parameters(kgram(**sizes))["parameters"]
     for name, value in sizes.items():
-        changed = kgram(EmbeddingMLP, **{**sizes, name: value + 1})
-        assert helpers.count_parameters(changed)["parameters"] > count, name
+        assert helpers.count_parameters(kgram(**{**sizes, name: value + 1}))["parameters"] > count, name
 
 
-def test_models_see_the_same_data_in_turn():  # TRAPS 27
+# ---------------------------------------------------------------- budgets and the clock
+
+
+@pytest.fixture
+def fake_clock(monkeypatch):
+    """A clock that moves by half a second at each reading: every step takes exactly 0.5 s."""
+    ticks = itertools.count()
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: 0.5 * next(ticks))
+
+
+def test_budgets_end_a_training(fake_clock):
+    def steps(**budgets):  # four batches of 15 targets
+        return len(train(lstm(), random_batches(), TrainingConfig(**budgets), progress=False))
+
+    assert steps(steps=7) == 7
+    assert [steps(budget_tokens=60), steps(budget_tokens=61)] == [4, 5]
+    assert steps(budget_seconds=3) == 6  # the clock moves on by .5 s a step
+    assert steps(steps=5, budget_seconds=3) == steps(steps=9, budget_tokens=75) == 5
+    assert [steps(), steps(epochs=2), steps(epochs=2, max_steps_per_epoch=3)] == [3 * 4, 2 * 4, 2 * 3]
+
+
+def test_throughput_times_seconds_is_the_number_of_real_tokens(fake_clock):
+    tokens = random_tokens(10, 2)
+    tokens[4:, 1] = 40  # 9 + 3 real targets
+    frame = run(lstm(), [tokens], steps=6, untimed_steps=2)
+    assert (frame["tokens"] == 12).all() and (frame["step_s"] == 0.5).all() and (frame["steps"] == 1).all()
+    assert frame["elapsed_s"].tolist() == [0.5 * step for step in range(1, 7)]
+    assert frame["timed"].tolist() == [False] * 2 + [True] * 4
+    row = summarise(frame).iloc[0]
+    assert row["tokens_per_s"] * 0.5 * row["timed_steps"] == pytest.approx(12 * 4, rel=0.01)
+    assert (row["steps"], row["tokens"], row["wall_s"], row["timed_steps"]) == (6, 72, 3.0, 4)
+
+
+def test_the_clock_waits_for_the_device_before_it_starts_and_before_it_stops(monkeypatch):
+    events = []
+    monkeypatch.setattr(machine, "synchronize", lambda device: events.append(device.type))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: float(events.append("clock") or len(events)))
+    seconds, result = machine.timed(lambda a, b: events.append("work") or a + b, 1, 2, device="cpu")
+    assert events == ["cpu", "clock", "work", "cpu", "clock"] and (seconds, result) == (3.0, 3)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def test_rows_are_written_as_they_come_and_add_up(tmp_path):
+    batches = [random_tokens(length, 3, seed=length) for length in (6, 3, 9, 4)]  # 15, 6, 24 and 9 targets
+    seen = []
+
+    def logged(**options):
+        def look(row):
+            seen.append((row["step"], len(pd.read_csv(tmp_path / "log.csv"))))
+
+        config = TrainingConfig(steps=11, learning_rate=1e-2, **options)
+        return train(lstm(), batches, config, on_step=look, log=tmp_path / "log.csv", progress=False)
+
+    every = logged()
+    assert seen == [(step, step) for step in range(1, 12)]
+    seen.clear()
+    fourth = logged(log_every=4)
+    assert [rows for _, rows in seen] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert len(pd.read_csv(tmp_path / "log.csv")) == 3  # the last row, not full, at the end
+    assert fourth["step"].tolist() == [4, 8, 11] and fourth["steps"].tolist() == [4, 4, 3]
+    assert fourth["tokens"].tolist() == [54, 54, 45] and fourth["timed"].tolist() == [False, True, True]
+    sums = (every["loss"] * every["tokens"]).groupby((every["step"] - 1) // 4).sum()
+    assert fourth["loss"].tolist() == pytest.approx((sums / fourth["tokens"]).tolist())  # by tokens, not by steps
+    assert fourth["elapsed_s"].iloc[-1] == pytest.approx(fourth["step_s"].sum())
+    assert summarise(fourth)["mean_loss"].item() == pytest.approx(summarise(every)["mean_loss"].item())
+
+
+def test_hooks_see_each_row():
+    rows = []
+    frame = run(lstm(), on_step=rows.append)
+    assert pd.DataFrame(rows).equals(frame)
+
+
+def test_models_see_the_same_data_in_turn():
     calls = []
 
     def record(name):
@@ -168,62 +236,40 @@ def test_models_see_the_same_data_in_turn():  # TRAPS 27
 
         return loss
 
-    batches = helpers.make_batches([torch.randint(40, (6,)) for _ in range(20)], 4, blank=40)
+    batches = make_batches(list(random_tokens(6, 20).t()), 4, blank=40)
     models = {"a": lstm(seed=0), "b": lstm(seed=1)}
-    helpers.compare(models, batches, steps=7, loss_fn={n: record(n) for n in models}, progress=False)
-    seen = {name: [tokens for n, tokens in calls if n == name] for name in models}
+    compare(models, batches, TrainingConfig(steps=7), loss_fn={name: record(name) for name in models}, progress=False)
+    seen = {name: [tokens for other, tokens in calls if other == name] for name in models}
     assert all(torch.equal(a, b) for a, b in zip(seen["a"], seen["b"], strict=True))
     assert [{a[0], b[0]} for a, b in zip(calls[::2], calls[1::2], strict=True)] == [{"a", "b"}] * 7
     assert {pair[0] for pair in calls[::2]} == {"a", "b"}  # neither always goes first
 
 
 def test_a_model_trains_the_same_alone_and_in_company():
-    alone = losses(lstm())
-    company = helpers.compare(
-        {"other": kgram(EmbeddingMLP), "m": lstm()}, batches_of(), steps=8, learning_rate=1e-2, progress=False
-    )
-    assert company.loc[company["model"] == "m", "loss"].tolist() == alone
+    models, config = {"other": kgram(), "m": lstm()}, TrainingConfig(steps=8, learning_rate=1e-2, seed=5)
+    company = compare(models, random_batches(), config, run="both", progress=False)
+    assert company["model"].tolist() == ["other"] * 8 + ["m"] * 8
+    assert (company["run"] == "both").all() and (company["seed"] == 5).all()
+    assert company.loc[company["model"] == "m", "loss"].tolist() == losses(lstm())
 
 
-@pytest.fixture
-def fake_clock(monkeypatch):
-    """A clock that moves by half a second at each reading: every step takes exactly 0.5 s."""
-    ticks = itertools.count()
-    monkeypatch.setattr(helpers.time, "perf_counter", lambda: 0.5 * next(ticks))
-
-
-def test_throughput_times_seconds_is_the_number_of_real_tokens(fake_clock):  # TRAPS 21
-    tokens = random_tokens(10, 2)
-    tokens[4:, 1] = 40  # 9 + 3 real targets
-    frame = helpers.train(lstm(), [tokens], steps=6, warm_up=2, progress=False)
-    assert (frame["tokens"] == 12).all() and (frame["step_s"] == 0.5).all()
-    assert frame["elapsed_s"].tolist() == [0.5 * step for step in range(1, 7)]
-    row = helpers.summarise(frame).iloc[0]
-    assert row["tokens_per_s"] * 0.5 * row["timed_steps"] == pytest.approx(12 * 4, rel=0.01)
-    assert (row["steps"], row["tokens"], row["wall_s"], row["timed_steps"]) == (6, 72, 3.0, 4)
-
-
-def test_warm_up_counts_in_the_losses_but_not_in_the_rate(fake_clock):
-    frame = helpers.train(lstm(), batches_of(), steps=4, warm_up=1, progress=False)
-    frame.loc[frame["warm_up"], "step_s"] = 100.0
-    row = helpers.summarise(frame).iloc[0]
-    assert row["tokens_per_s"] == pytest.approx(15 / 0.5) and row["mean_loss"] == pytest.approx(frame["loss"].mean())
-
-
-def test_hooks_see_each_row():
-    rows = []
-    frame = helpers.train(lstm(), batches_of(), steps=3, on_step=rows.append, progress=False)
-    assert pd.DataFrame(rows).equals(frame)
+# ---------------------------------------------------------------- what goes wrong
 
 
 def test_training_that_cannot_go_on_says_so():
     with pytest.raises(ValueError, match="loss is nan at step 1.*learning rate"):
         losses(lstm(), loss_fn=lambda model, tokens: math.nan * helpers.next_token_loss(model, tokens))
     with pytest.raises(ValueError, match="no model"):
-        helpers.compare({}, batches_of(), steps=3)
-    for batches in ([], iter(batches_of(2))):
+        compare({}, random_batches(), TrainingConfig(steps=3))
+    for budget in ({"budget_seconds": 1.0}, {"budget_tokens": 100}):
+        with pytest.raises(ValueError, match="expected no budget_seconds and no budget_tokens"):
+            compare({"m": lstm()}, random_batches(), TrainingConfig(**budget))
+    for batches in ([], iter(random_batches(2))):
         with pytest.raises(ValueError, match="steps: batches must be"):
-            helpers.train(lstm(), batches, steps=3, progress=False)
+            run(lstm(), batches, steps=3)
+    for batches, says in (([], "no batches"), (iter(random_batches(2)), "give steps, seconds or tokens")):
+        with pytest.raises(ValueError, match=says):
+            train(lstm(), batches, progress=False)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
@@ -234,154 +280,139 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_intervals_are_students_t():
-    frame = pd.DataFrame({"model": ["a"] * 3 + ["b"], "loss": [1.0, 2.0, 3.0, 5.0]})
-    table = helpers.intervals(frame, "loss")
-    assert table.loc["a", ["n", "mean"]].tolist() == [3, 2]
-    assert table.loc["a", "high"] - 2 == pytest.approx(4.30265 / 3**0.5, abs=1e-4)  # t(2) at 97.5 %, s = 1
-    assert table.loc["b", ["low", "high"]].tolist() == [-math.inf, math.inf]
+# ---------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize(
-    "low, high, higher, says",
-    [
-        ([1, 3], [2, 4], True, "b"),
-        ([1, 3], [2, 4], False, "a"),
-        ([1, 2], [3, 4], False, "no difference: a, b"),
-        ([1, 1.5, 9], [2, 2.5, 10], False, "no difference: a, b"),
-    ],
-)
-def test_best_is_named_only_where_intervals_separate(low, high, higher, says):  # TRAPS 27
-    table = pd.DataFrame({"low": low, "high": high}, index=list("abc")[: len(low)], dtype=float)
-    table["mean"] = (table["low"] + table["high"]) / 2
-    assert helpers.verdict(table, higher_is_better=higher) == says
+class Killed(Exception):
+    pass
 
 
-def test_runs_are_saved_outside_the_checkout_and_read_back(workbook_out):
-    frame = helpers.train(lstm(), batches_of(), steps=3, progress=False, run="test_run")
-    path = helpers.save_run(frame, "test_run")
-    assert path == workbook_out / "runs" / "test_run.csv"
-    back = helpers.load_runs("test_run")
-    assert (back["source"] == "new").all() and (back["file"] == "test_run").all()
-    assert back["loss"].tolist() == pytest.approx(frame["loss"].tolist(), rel=1e-5)
-    with pytest.raises(FileNotFoundError, match="no_such_run"):
-        helpers.load_runs("no_such_run")
+SEQUENCES = [random_tokens(8, 1, seed=seed)[:, 0] for seed in range(30)]  # 8 batches an epoch
+KINDS = {
+    "plain": {},
+    "weighted, muon, dropout": {"optimizer": "muon"},
+    "similar lengths, rows of 3": {"log_every": 3},
+    "contexts": {},
+}
 
 
-def test_a_new_run_stands_in_for_the_recorded_one_unless_told(workbook_out):
-    recorded = helpers.load_runs("kgram_speed")
-    assert set(recorded["source"]) == {"recorded"}
-    helpers.save_run(recorded.assign(tokens=1), "kgram_speed")
-    assert set(helpers.load_runs("kgram_speed")["source"]) == {"new"}
-    assert helpers.load_runs("kgram_speed", recorded_only=True).equals(recorded)
+def long_run(folder, kind, *, checkpoint=None, on_step=None):
+    """Twenty steps with all that a checkpoint has to keep: the rows, the model."""
+    more = {"weights": [1 + i for i in range(30)]} if "weighted" in kind else {}
+    batches = make_batches(SEQUENCES, 4, blank=40, seed=3, similar_lengths="similar" in kind, **more)
+    if kind == "contexts":
+        batches = CorpusContexts(SEQUENCES, 3, 40).batches(20, blanks=0.5, seed=3)  # 11 an epoch
+    options = {"schedule": "cosine", "warm_up_share": 0.2, "clip": 1.0, "learning_rate": 1e-2}
+    config = TrainingConfig(steps=20, validate_every=6, save_every=7, **options, **KINDS[kind])
+    model = kgram() if kind == "contexts" else lstm()
+    model.dropout.p = 0.3 if "dropout" in kind else 0.0
+    torch.manual_seed(4)  # of dropout; a checkpoint keeps its state
+    frame = train(
+        model,
+        batches,
+        config,
+        loss_fn=helpers.context_loss if kind == "contexts" else helpers.next_token_loss,
+        validation=random_batches(2),
+        checkpoint=checkpoint,
+        on_step=on_step,
+        log=folder / "log.csv",
+        progress=False,
+    )
+    written = pd.read_csv(folder / "log.csv")
+    pd.testing.assert_frame_equal(written[["step", "loss"]], frame[["step", "loss"]])
+    return frame[["step", "tokens", "loss", "validation_loss"]], model
 
 
-def test_recorded_runs_hold_the_columns_of_the_contract():
-    steps = helpers.load_runs("kgram_designs")
-    assert {"run", "model", "seed", "step", "tokens", "loss", "step_s", "elapsed_s"} <= set(steps.columns)
-    assert (steps["source"] == "recorded").all() and steps.groupby("model")["seed"].nunique().min() >= 3
-    runs = helpers.load_runs("kgram_designs_summary")
-    configuration = {"k", "embed", "hidden", "layers", "batch", "block", "lr", "parameters", "body", "data", "vocab"}
-    assert configuration <= set(helpers.load_runs("kgram_stories_summary").columns)
-    assert configuration | {"device", "threads", "torch"} <= set(runs.columns) and runs.notna().all().all()
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return {kind: long_run(tmp_path_factory.mktemp("unbroken"), kind) for kind in KINDS}
+
+
+def check_the_same(run, other):
+    pd.testing.assert_frame_equal(run[0], other[0], check_exact=True)
+    assert all(torch.equal(a, b) for a, b in zip(run[1].parameters(), other[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stopped_at", [5, 11, 14])  # before, between and on the saved steps
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_kill_the_losses_are_those_of_an_unbroken_run(tmp_path, unbroken, kind, stopped_at):
+    def kill(row):
+        if row["step"] == stopped_at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt", on_step=kill)
+    for _ in range(2):  # the second time it is finished, and stays so
+        check_the_same(long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt"), unbroken[kind])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+    def interrupt(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    options = {"steps": 20, "checkpoint": tmp_path / "c.pt"}
+    with pytest.warns(UserWarning, match="stopped after step 5"):
+        frame = run(lstm(), on_step=interrupt, **options)
+    assert len(frame) == 5 and losses(lstm(), **options) == losses(lstm(), steps=20)
+
+
+def test_a_checkpoint_holds_nothing_that_runs(tmp_path):
+    run(lstm(), steps=3, checkpoint=tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert state["counts"]["step"] == 3 and len(state["rows"]) == 3
+
+
+def test_a_checkpoint_of_another_model_says_so(tmp_path):
+    run(lstm(), steps=1, checkpoint=tmp_path / "c.pt")
+    for other in (lstm(hidden_size=9), kgram()):
+        with pytest.raises(ValueError, match=r"c\.pt is of another model"):
+            run(other, steps=2, checkpoint=tmp_path / "c.pt")
+
+
+def test_the_best_weights_come_back():
+    """On random tokens a model learns its batches by heart and grows worse on others: then the best one is kept."""
+    model, validation = lstm(), [random_tokens(6, 3, seed=99)]
+    config = TrainingConfig(steps=12, learning_rate=0.1, validate_every=2)
+    frame = train(model, random_batches(), config, validation=validation, progress=False)
+    measured = frame["validation_loss"].dropna()
+    assert measured.index.tolist() == [1, 3, 5, 7, 9, 11] and measured.iloc[-1] > measured.min()
+    assert helpers.evaluate(model, validation)["loss"] == pytest.approx(measured.min())
+
+
+# ---------------------------------------------------------------- the machine
 
 
 def test_devices():
-    assert helpers.set_up(device="cpu") == torch.device("cpu")
+    assert machine.set_up(device="cpu") == torch.device("cpu")
     if not torch.cuda.is_available():
         with pytest.warns(UserWarning, match="cuda:0 is not available"):
-            assert helpers.set_up(device="cuda:0") == torch.device("cpu")
+            assert machine.set_up(device="cuda:0") == torch.device("cpu")
     with pytest.raises(ValueError, match="gpu9"):
-        helpers.set_up(device="gpu9")
+        machine.set_up(device="gpu9")
     with pytest.raises(ValueError, match="threads is 0"):
-        helpers.set_up(threads=0)
+        machine.set_up(threads=0)
 
 
 def test_a_missing_second_gpu_is_missing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert helpers.set_up(device="cuda:0") == torch.device("cuda:0")
+    assert machine.set_up(device="cuda:0") == torch.device("cuda:0")
     with pytest.warns(UserWarning, match="cuda:1 is not available"):
-        helpers.set_up(device="cuda:1")
+        machine.set_up(device="cuda:1")
 
 
 def test_set_up_seeds_and_sets_threads():
     threads = torch.get_num_threads()
     try:
-        helpers.set_up(seed=3, threads=1)
+        machine.set_up(seed=3, threads=1)
         first = torch.rand(2)
-        helpers.set_up(seed=3)
+        machine.set_up(seed=3)
         assert torch.get_num_threads() == 1 and torch.equal(torch.rand(2), first)
     finally:
         torch.set_num_threads(threads)
 
 
 def test_peak_memory_sees_a_tensor():
-    peak = helpers.peak_memory(lambda: torch.ones(30_000_000))
+    peak = machine.peak_memory(lambda: torch.ones(30_000_000))  # 120 MB
     assert math.isnan(peak) or 100e6 < peak < 300e6
-
-
-def test_rows_are_written_as_they_come_and_add_up(tmp_path):
-    seen = []
-
-    def look(row):
-        seen.append((row["step"], len(pd.read_csv(tmp_path / "log.csv"))))
-
-    options = {"steps": 11, "progress": False, "learning_rate": 1e-2}
-    every = helpers.train(lstm(), batches_of(), on_step=look, log=tmp_path / "log.csv", **options)
-    assert seen == [(step, step) for step in range(1, 12)]
-    seen.clear()
-    fourth = helpers.train(lstm(), batches_of(), on_step=look, log=tmp_path / "log.csv", log_every=4, **options)
-    assert [rows for _, rows in seen] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
-    assert len(pd.read_csv(tmp_path / "log.csv")) == 3  # the last row, not full, at the end
-    assert fourth["step"].tolist() == [4, 8, 11] and fourth["tokens"].tolist() == [60, 60, 45]
-    losses = every["loss"].tolist()
-    expected = [sum(losses[:4]) / 4, sum(losses[4:8]) / 4, sum(losses[8:]) / 3]
-    assert fourth["loss"].tolist() == pytest.approx(expected)
-    assert fourth["elapsed_s"].iloc[-1] == pytest.approx(fourth["step_s"].sum())
-
-
-def test_muon_takes_the_inner_matrices_and_adamw_the_rest(monkeypatch):
-    model = transformer()
-    adamw, muon = helpers.make_optimizers(model, "muon", 0.1, 0.2)
-    assert [group["lr"] for group in (*adamw.param_groups, *muon.param_groups)] == [0.1, 0.1, 0.2]
-    inner = {id(w) for group in muon.param_groups for w in group["params"]}
-    assert inner == {id(w) for name, w in model.named_parameters() if w.ndim == 2 and "blocks" in name}
-    rest = [w for group in adamw.param_groups for w in group["params"]]
-    assert len(inner) + len(rest) == len(list(model.parameters())) and not inner & {id(w) for w in rest}
-    with pytest.raises(ValueError, match="expected 'adamw' or 'muon'"):
-        helpers.make_optimizers(model, "sgd", 0.1, 0)
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ValueError, match="needs torch 2.9 or newer"):
-        helpers.make_optimizers(model, "muon", 0.1, 0)
-
-
-def test_runs_are_added_to(workbook_out):
-    row = {"model": "a", "seed": 0, "loss": 1.0}
-    helpers.add_to_run(pd.DataFrame([row, row]), "many")
-    helpers.add_to_run(pd.DataFrame([row | {"seed": 1}]), "many")
-    helpers.add_to_run(pd.DataFrame([row | {"loss": 2.0}]), "many")  # replaces both rows of its model and seed
-    assert sorted(helpers.load_runs("many")["loss"]) == [1.0, 2.0]
-
-
-FAULTS = """
-import resource, torch
-from data.records import keep_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(20_000_000)  # 80 MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-plain = min(faults() for _ in range(4))
-print(keep_memory(), plain, min(faults() for _ in range(4)))
-"""
-
-
-def test_kept_memory_costs_no_new_pages():
-    command = [sys.executable, "-c", FAULTS]  # a process of its own: others have memory left from before
-    took_hold, plain, kept = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    if took_hold == "False":
-        pytest.skip("no glibc here")
-    assert int(kept) < int(plain) / 4, (kept, plain)

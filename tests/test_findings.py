@@ -1,0 +1,321 @@
+"""Each function of workbook/findings.py on small frames whose answers are known."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbook import findings
+from workbook.records import intervals, load_runs
+
+DESIGNS = findings.DESIGNS
+
+
+def frame(columns, *rows):
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def table_of(**samples):
+    """A table of `intervals`: a name's values."""
+    rows = [(name, value) for name, values in samples.items() for value in values]
+    return intervals(pd.DataFrame(rows, columns=["model", "loss"]), "loss")
+
+
+def speed_of(**rates):
+    """Rows of kgram_speed, 10 targets each: two rounds, the second half as fast, in which the loop is slower still."""
+    rows = []
+    for (model, loop), number in [(item, number) for item in rates.items() for number in (1, 2)]:
+        for way, factor in {"loop": 1, "one batch": 4, "distinct contexts": 20}.items():
+            slow = number * (2 if number == 2 and way == "loop" else 1)
+            rows.append((model, way, number, 10, 10 * slow / (loop * factor)))
+    return frame("model way round tokens step_s", *rows)
+
+
+def ladder_of(text="3seqs.txt", model="embedding", **seconds):
+    """Rows of cost_ladder, 100 targets a step: a way's seconds in each round."""
+    rows = []
+    for way, values in seconds.items():
+        rows += [(text, model, way.replace("_", " "), number, 100, value) for number, value in enumerate(values, 1)]
+    return frame("text model way round tokens step_s", *rows)
+
+
+# ---------------------------------------------------------------- speed
+
+
+def test_the_notes_have_their_three_designs():
+    notes = findings.notes()
+    assert list(notes.index) == DESIGNS and notes["tokens_per_s"].tolist() == [17.6, 42.3, 32.3]
+
+
+def test_rates_are_targets_per_second():
+    assert findings.with_rate(frame("tokens step_s", (10, 2.0), (3, 0.5)))["rate"].tolist() == [5, 6]
+
+
+def test_ratios_are_taken_within_a_round_in_the_order_of_the_frame():
+    rows = [("b", 1, 1, 2.0), ("b", 1, 2, 8.0), ("b", 2, 1, 1.0), ("b", 2, 2, 2.0)]
+    rows += [("a", 1, 1, 9.0), ("a", 1, 2, 3.0), ("a", 2, 1, 3.0), ("a", 2, 2, 3.0)]
+    ratios = findings.ratios(frame("model threads round step_s", *rows), "threads", "step_s", 1, 2)
+    assert list(ratios.index) == ["b", "a"]
+    assert ratios.loc["b"].to_dict() == {"median": 3, "min": 2, "max": 4}  # 2 / 1 and 8 / 2
+    assert ratios.loc["a"].to_dict() == {"median": 2, "min": 1, "max": 3}
+
+
+def test_speed_factors():
+    factors = findings.speed_factors(speed_of(b=5, a=2))
+    assert list(factors.index) == ["b", "a"]
+    for name, expected in {"one batch / loop": 6, "distinct contexts / loop": 30}.items():  # medians of 4, 8; 20, 40
+        assert factors[name].tolist() == pytest.approx([expected, expected])
+    assert factors["distinct contexts / one batch"].tolist() == pytest.approx([5, 5])
+
+
+def test_slower_is_a_share_by_seed_of_the_timed_steps():
+    rows = [(0, "x", 10, 9.0, False), (0, "x", 10, 2.0, True), (0, "y", 10, 1.0, True)]
+    rows += [(1, "x", 30, 1.0, True), (1, "y", 10, 1.0, True)]
+    slower = findings.slower(frame("seed model tokens step_s timed", *rows), "x", "y")
+    assert slower.to_dict() == {0: 0.5, 1: -2}
+
+
+def test_the_plain_ladder_of_one_hot_is_its_lookup():
+    ladder = pd.concat(
+        [
+            ladder_of(model="one-hot", one_batch=[8.0], lookup=[4.0], loop=[9.0]),
+            ladder_of(model="one-hot", literal=[7.0]).replace("literal", "one batch, memory reuse"),
+            ladder_of(model="embedding", one_batch=[2.0]),
+        ]
+    )
+    plain = findings.plain_ladder(ladder)
+    assert list(zip(plain["model"], plain["way"], plain["step_s"], strict=True)) == [
+        ("one-hot", "one batch", 4),
+        ("one-hot", "loop", 9),
+        ("embedding", "one batch", 2),
+    ]
+
+
+def test_ladder_factors_have_a_column_a_round():
+    ladder = pd.concat(
+        [
+            ladder_of(loop=[100.0, 60.0], memory_reuse=[1.0, 2.0]),
+            ladder_of(text="stories", model="one-hot", one_batch=[9.0], lookup=[4.0], loop=[8.0], memory_reuse=[2.0]),
+        ]
+    )
+    by_loop, by_batch = (findings.ladder_factors(ladder, base) for base in ("loop", "one batch"))
+    assert by_loop.loc[("3seqs.txt", "embedding")].tolist() == [100, 30]
+    assert by_loop.loc[("stories", "one-hot"), 1] == 4 and by_batch.loc[("stories", "one-hot"), 1] == 2
+
+
+def test_shares_of_contexts_and_parts():
+    texts = frame("text batch_targets batch_contexts", ("a", 100, 10), ("b", 90, 60))
+    assert findings.targets_per_context(texts).to_dict() == {"a": 10, "b": 1.5}
+    shares = frame("text kgram_k batch_size share", ("a", 3, 32, 0.1), ("a", 3, 32, 0.1), ("a", 4, 32, 0.2))
+    assert findings.new_context_share(shares).to_dict() == {"a": 0.1}
+    columns = "text model way context net head loss backward optimiser"
+    rows = [("a", "embedding", "memory reuse", 1, 1, 2, 1, 4, 1), ("a", "embedding", "loop", 1, 1, 1, 1, 1, 1)]
+    assert findings.head_and_backward_share(frame(columns, *rows)).to_dict() == {"a": 0.6}
+
+
+def test_the_slope_of_a_power_law_is_its_power():
+    rows = []
+    for value in (10, 100, 1000):
+        rows += [("V", "x", number, value, 2 * value**0.5) for number in (1, 2)] + [("V", "y", 1, value, 3 * value)]
+    slopes = findings.growth_slopes(frame("axis model round value step_s", *rows))
+    assert slopes.name == "slope" and list(slopes.index.names) == ["axis", "model", "round"]
+    assert slopes["V", "x", 2] == pytest.approx(0.5) and slopes["V", "y", 1] == pytest.approx(1)
+
+
+def test_a_token_against_the_head_and_a_whole_text():
+    rows = [("x", 16, 2.0), ("x", 16, 4.0), ("x", 128, 6.0), ("the head", 0, 2.0)]
+    assert findings.token_times_head(frame("model length ms", *rows)).to_dict() == {"x": 3}
+    rows = [("x", "the prompt", 500.0), ("x", "one step", 250.0), ("x", "one step", 250.0), ("x", "all", 4000.0)]
+    seconds = findings.generation_seconds(frame("model way ms", *rows))
+    assert seconds.loc["x"].to_dict() == {"one step": 1, "all": 4}
+
+
+# ---------------------------------------------------------------- the machine's limit
+
+TEXT = {"batch_targets": 10, "batch_contexts": 4}
+SMALL = {"k": 2, "vocab_size": 100, "embed_size": 3, "hidden_size": 5, "layers": 1}
+NET, HEAD, TABLE = 2 * 3 * 5 + 5 * 5, 5 * 100, 3 * 100  # weights
+
+
+def test_costs_are_counted_from_the_shapes():
+    exact = findings.count_costs("memory reuse", TEXT, **SMALL)
+    assert exact["flop"].to_dict() == {
+        "net": 2 * 4 * NET,
+        "head": 2 * 4 * HEAD,
+        "loss": 0,
+        "backward": 4 * 4 * (NET + HEAD),
+        "optimiser": 0,
+    }
+    assert exact["bytes"].to_dict() == {
+        "net": 4 * NET,
+        "head": 4 * HEAD,
+        "loss": 0,
+        "backward": 4 * (HEAD + NET + TABLE + NET + HEAD),
+        "optimiser": 4 * 7 * (TABLE + NET + HEAD),
+    }
+
+
+def test_the_loop_moves_all_weights_for_each_target_and_one_batch_keeps_its_logits():
+    loop, batch, distinct = (
+        findings.count_costs(way, TEXT, **SMALL) for way in ("loop", "one batch", "distinct contexts")
+    )
+    assert loop["flop"].equals(batch["flop"]) and batch.loc["head", "flop"] == 2 * 10 * HEAD
+    assert loop.loc["head", "bytes"] == 4 * 10 * HEAD and loop.loc["backward", "bytes"] == 4 * 10 * 3 * (HEAD + NET)
+    assert batch.loc["loss", "bytes"] == 4 * 2 * 10 * 100 and distinct.loc["loss", "bytes"] == 4 * 2 * 4 * 100
+    assert loop.loc["loss", "bytes"] == 0
+
+
+def test_a_limit_is_what_takes_longer():
+    costs = pd.DataFrame({"flop": {"net": 6.0, "loss": 0.0}, "bytes": {"net": 8.0, "loss": 4.0}})
+    assert findings.limit_seconds(costs, {"float32": 2.0, "memory": 4.0}).to_dict() == {"net": 3, "loss": 1}
+
+
+def test_the_roof_in_its_units():
+    ladder = pd.concat(
+        [ladder_of(memory_reuse=[2.0, 4.0, 3.0], loop=[50.0], other=[1.0]), ladder_of(model="x", loop=[1.0])]
+    )
+    texts, rates = pd.DataFrame([{"text": "3seqs.txt"} | TEXT]), pd.DataFrame([{"float32": 1e6, "memory": 1e6}])
+    roof = findings.roof(ladder, texts, rates, vocab_size=100).set_index("way")
+    assert sorted(roof.index) == ["loop", "memory reuse"]  # exact ways of the embedding that were measured
+    costs = findings.count_costs("memory reuse", TEXT, k=2, vocab_size=100)
+    limit, (flop, moved) = findings.limit_seconds(costs, rates.iloc[0]).sum(), costs.sum()
+    row = roof.loc["memory reuse"]
+    assert row["ms"] == 3000 and row["limit_ms"] == pytest.approx(1e3 * limit)
+    assert row["flop_per_byte"] == pytest.approx(flop / moved)
+    assert row["gflop_per_s"] == pytest.approx(flop / 3 / 1e9)
+    assert row["share_of_limit"] == pytest.approx(limit / 3)
+
+
+# ---------------------------------------------------------------- loss and verdicts
+
+
+def test_losses_against_floor_window_and_position():
+    assert findings.above_floor(frame("loss floor", (2.0, 1.5), (1.0, 1.0))).tolist() == [0.5, 0]
+    window = frame("model validation_loss", ("window to t", 3.0), ("window to t-1", 4.25))
+    assert findings.newest_token_cost(window) == 1.25
+    rows = [
+        ("LSTM", 0, 1, 2.0),
+        ("k-gram", 0, 1, 3.0),
+        ("k-gram", 1, 1, 5.0),
+        ("LSTM", 0, 9, 1.0),
+        ("k-gram", 0, 9, 0.5),
+    ]
+    gain = findings.same_position_gain(frame("model seed from loss", *rows))
+    assert list(gain.columns) == ["LSTM"] and gain["LSTM"].to_dict() == {1: 2, 9: -0.5}
+
+
+def test_tokens_outside_a_nucleus():
+    told = frame("model outside", ("k-gram", True), ("k-gram", True), ("LSTM", False), ("LSTM", True))
+    assert findings.outside_nucleus(told).to_dict() == {"k-gram": 2, "LSTM": 1}
+
+
+def test_level_wants_two_intervals_that_overlap():
+    assert findings.level(table_of(a=[1, 2, 3], b=[2, 3, 4]))
+    assert not findings.level(table_of(a=[1.0, 1.1, 1.2], b=[9.0, 9.1, 9.2]))
+    assert not findings.level(table_of(a=[1], b=[2])) and not findings.level(table_of(a=[1, 2], b=[2]))
+    assert not findings.level(table_of(a=[1, 2, 3]))
+    # the wide one overlaps both, but those two lie apart
+    assert not findings.level(table_of(wide=[0, 5, 10], a=[1.0, 1.1, 1.2], b=[9.0, 9.1, 9.2]))
+
+
+def test_behind_follows_the_better_side():
+    table = table_of(a=[1.0, 1.1, 1.2], b=[9.0, 9.1, 9.2], wide=[0, 5, 10])
+    assert findings.behind(table) == ["b"] and findings.behind(table, higher=True) == ["a"]
+    assert findings.behind(table_of(a=[1], b=[9])) == []
+
+
+def line(higher=False, **samples):
+    """The rows of evidence that these values of the designs give, by model."""
+    rows = [(name, value) for name, values in samples.items() for value in values]
+    criterion = "targets/s, somewhere" if higher else "loss"
+    return findings.evidence_line(criterion, frame("model value", *rows), "value", ["a", "b", "c"]).set_index("model")
+
+
+def test_evidence_names_the_one_that_is_ahead_on_the_better_side():
+    samples = {"a": [1.0, 1.1, 1.2], "b": [9.0, 9.1, 9.2], "c": [5.0, 5.1, 5.2], "LSTM": [0.0, 0.1, 0.2]}
+    ahead, _, behind, _ = findings.STANDINGS
+    assert line(**samples)["standing"].to_dict() == {"a": ahead, "b": behind, "c": behind}
+    assert line(**samples)["rule"].unique().tolist() == ["a"]
+    assert line(higher=True, **samples)["standing"].to_dict() == {"a": behind, "b": ahead, "c": behind}
+
+
+def test_evidence_where_some_are_level_and_one_was_not_run():
+    _, level, behind, not_run = findings.STANDINGS
+    rows = line(a=[1, 2, 3], b=[1, 2, 4], c=[90, 91, 92])
+    assert rows["standing"].to_dict() == {"a": level, "b": level, "c": behind}
+    rows = line(a=[1, 2, 3], b=[1, 2, 4])
+    assert rows["standing"].to_dict() == {"a": level, "b": level, "c": not_run} and math.isnan(rows.loc["c", "mean"])
+
+
+@pytest.mark.parametrize(
+    "samples", [{"a": [1], "b": [2], "c": [3]}, {"a": [1, 2], "b": [2], "c": [3, 4]}, {"a": [1, 2]}]
+)
+def test_evidence_of_one_measurement_judges_nobody(samples):
+    rows = line(**samples)
+    assert rows["rule"].unique().tolist() == ["one measurement"]
+    assert rows["standing"].unique().tolist() == ["measured once, or not run"]
+    assert not np.isinf(rows[["low", "high"]].to_numpy()).any()
+
+
+def test_the_evidence_of_the_record_follows_its_names():
+    """Two designs exchanged in every run: their rows are exchanged, and nothing else changes."""
+    record = findings.evidence(load_runs)
+    swap = {"embedding": "convolution", "convolution": "embedding"}
+    swap |= {f"{one}, rescaled": f"{other}, rescaled" for one, other in swap.items()}
+    swapped = findings.evidence(lambda name: load_runs(name).replace({"model": swap}))
+    columns = ["criterion", "model", "standing", "n", "mean", "low", "high"]
+    exchanged = record.assign(model=record["model"].replace(swap))[columns].sort_values(["criterion", "model"])
+    swapped = swapped[columns].sort_values(["criterion", "model"])
+    pd.testing.assert_frame_equal(exchanged.reset_index(drop=True), swapped.reset_index(drop=True))
+
+
+def test_the_evidence_takes_a_further_design():
+    def load(name):
+        rows = load_runs(name)
+        if name == "kgram_stories_summary":
+            mine = rows[rows["model"] == "embedding"].assign(model="mine")
+            return pd.concat([rows, mine.assign(validation_loss=mine["validation_loss"] - 0.5)])
+        return pd.concat([rows, rows.assign(model="mine")]) if name == "kgram_designs_summary" else rows
+
+    evidence = findings.evidence(load).set_index(["criterion", "model"])["standing"]
+    assert evidence["loss on built-in stories, 120 steps", "mine"] == findings.STANDINGS[0]
+    assert evidence["loss on built-in stories, 120 steps", "embedding"] == findings.STANDINGS[2]
+    assert evidence["the same, 1,200 steps", "mine"] == findings.STANDINGS[3]
+
+
+# ---------------------------------------------------------------- the blocks of the README
+
+
+def test_require_names_the_sentence_and_the_remedy():
+    findings.require("all is well", True)
+    with pytest.raises(ValueError, match="data/runs does not show that all is well: look at the runs, and change"):
+        findings.require("all is well", False)
+
+
+def worse(rows, model):
+    return rows.assign(validation_loss=rows["validation_loss"] + 9.0 * (rows["model"] == model))
+
+
+def changed(name, change):
+    """The record with one run changed."""
+    return lambda run: change(load_runs(run)) if run == name else load_runs(run)
+
+
+@pytest.mark.parametrize(
+    ("block", "run", "change", "sentence"),
+    [
+        ("finding", "kgram_speed", lambda f: f.assign(step_s=f["step_s"] / 3), "the notes' rates"),
+        ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
+        ("designs", "kgram_stories_long_summary", lambda f: worse(f, "one-hot"), "the three are level"),
+        ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "is ahead of all three"),
+        ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
+        ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
+        ("stories", "stories_reuse_summary", lambda f: f.assign(validation_loss=[1, 2, 3] * 3), "embedding helps most"),
+        ("cost", "cost_processes", lambda f: f.assign(loss=f["processes"]), "end at the same loss"),
+    ],
+)
+def test_a_block_stops_where_the_record_says_something_else(block, run, change, sentence):
+    getattr(findings, block)(load_runs)
+    with pytest.raises(ValueError, match=sentence):
+        getattr(findings, block)(changed(run, change))

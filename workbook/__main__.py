@@ -1,0 +1,77 @@
+"""python -m workbook figures | site | readme | record: what is made from runs. `--help` after each says more."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+from workbook import gallery, plots, readme, record, site
+from workbook.records import load_runs, output_folder, short
+
+
+def draw_figures(args: argparse.Namespace) -> None:
+    """Draw figures to out/figures, each from your own runs in out/runs where all that it needs are there, else from
+    the record."""
+    for name in args.names or gallery.GALLERY:
+        gallery.check_names([name])
+        runs = gallery.GALLERY[name].runs
+        own = all((output_folder("runs") / f"{run}.csv").exists() for run in runs)
+        gallery.draw_figures([name], functools.partial(load_runs, own=own), folder=output_folder("figures"))
+        print(f"{name}: {'your own run' if own else 'the record'}")
+    print(f"in {short(output_folder('figures'))}")
+
+
+def write_site(args: argparse.Namespace) -> None:
+    """Write slides.html, a page for each notebook and an index to out/site, readable without a network."""
+    site.write_site(args.output)
+
+
+def write_readme(args: argparse.Namespace) -> None:
+    """Write README.md from its template and data/runs."""
+    readme.write_readme()
+
+
+def make_record(args: argparse.Namespace) -> None:
+    """Make files of data/runs again, then figures/, captions and README. Without a NAME all of them."""
+    if args.list:
+        print(record.table())
+    else:
+        record.record(args.names, args.stories)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workbook", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="figures | site | readme | record")
+
+    def add(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, description=function.__doc__)
+        command.set_defaults(function=function)
+        return command
+
+    add("figures", draw_figures).add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    add("site", write_site).add_argument("--output", type=Path, metavar="FOLDER", help="default: out/site")
+    add("readme", write_readme)
+    command = add("record", make_record)
+    command.add_argument("names", nargs="*", metavar="NAME", help="see --list; default: all")
+    command.add_argument("--list", action="store_true", help="print what makes which files, and in how many minutes")
+    command.add_argument("--stories", metavar="FOLDER", help="TinyStories: a folder with train.txt and valid.txt")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    matplotlib.use("Agg")
+    plots.set_style()
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.function(args)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        parser.exit(2, f"python -m workbook: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

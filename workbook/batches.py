@@ -1,0 +1,162 @@
+"""From sequences to batches: a split that is one, padding, the order of the data, and the contexts of a whole text."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
+
+from helpers import ContextBatch, count_targets, distinct_contexts
+from workbook.counts import target_windows
+from workbook.text import VOCAB_SIZE
+
+
+def split_sequences(
+    sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Training and validation sequences with no sequence in both: all copies of one go to one side.
+
+    `validation` is the share of the distinct sequences. The same arguments give the same split. Warns
+    where fewer than 20 are distinct: then a split holds out a whole rule, not a sample.
+    """
+    if not 0 < validation < 1:
+        raise ValueError(f"validation is {validation}; expected a share between 0 and 1")
+    distinct = sorted({tuple(sequence.tolist()) for sequence in sequences})
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} distinct sequence cannot be split in two; give more text")
+    if len(distinct) < 20:
+        warnings.warn(
+            f"only {len(distinct)} of {len(sequences)} sequences are distinct: a split of them is no split; "
+            "validation measures whether a model guesses a rule that it was never shown",
+            stacklevel=2,
+        )
+    random.Random(seed).shuffle(distinct)
+    held_out = set(distinct[: min(max(1, round(validation * len(distinct))), len(distinct) - 1)])
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for sequence in sequences:
+        sides[tuple(sequence.tolist()) in held_out].append(sequence)
+    return sides
+
+
+def pad_batch(sequences: Sequence[Tensor], blank: int = VOCAB_SIZE) -> Tensor:
+    """Sequences of several lengths -> (T, B) int64, padded at the end with `blank`."""
+    return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
+
+
+class _SimilarLengths(Sampler):
+    """Batches of indices: of every 50 batches' worth in the order of `base`, neighbours in length come together."""
+
+    def __init__(self, base: Sampler, lengths: Sequence[int], batch_size: int, generator: torch.Generator):
+        self.base, self.lengths, self.batch_size, self.generator = base, lengths, batch_size, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.base) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, pool = list(self.base), 50 * self.batch_size
+        for begin in range(0, len(order), pool):
+            order[begin : begin + pool] = sorted(order[begin : begin + pool], key=self.lengths.__getitem__)
+        batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
+        for number in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[number]
+
+
+def make_batches(
+    sequences: Sequence[Tensor],
+    batch_size: int,
+    *,
+    blank: int = VOCAB_SIZE,
+    seed: int = 0,
+    shuffle: bool = True,
+    weights: Sequence[float] | None = None,
+    similar_lengths: bool = False,
+) -> DataLoader:
+    """A DataLoader of (T, B) batches; each pass over it is one epoch, in an order that `seed` fixes.
+
+    `weights` (one a sequence) draws with replacement in proportion to them instead of shuffling.
+    `similar_lengths` puts sequences of about the same length into a batch, which leaves little padding.
+    """
+    if not len(sequences):
+        raise ValueError("there are no sequences to make batches of; expected one or more")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    generator = torch.Generator().manual_seed(seed)
+    if weights is not None:
+        sampler = WeightedRandomSampler(weights, len(sequences), generator=generator)
+    else:
+        sampler = RandomSampler(sequences, generator=generator) if shuffle else SequentialSampler(sequences)
+    options = {"batch_size": batch_size, "sampler": sampler}
+    if similar_lengths:
+        lengths = [len(sequence) for sequence in sequences]
+        options = {"batch_sampler": _SimilarLengths(sampler, lengths, batch_size, generator)}
+    options |= {"generator": generator, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(sequences, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+
+
+class CorpusContexts:
+    """A text as a k-gram needs it: each distinct context (U, k) once, with all its continuations and their counts."""
+
+    def __init__(self, sequences: Iterable[Tensor], k: int, vocab_size: int):
+        self.blank = vocab_size
+        windows = target_windows(sequences, k, vocab_size)
+        self.contexts, index = distinct_contexts(windows[:, :k], vocab_size)
+        pairs, self.count = torch.unique(index * vocab_size + windows[:, k], return_counts=True)
+        self.target = pairs % vocab_size
+        self.total = index.bincount()  # (U,) targets after each context
+        self.edges = torch.searchsorted(pairs, vocab_size * torch.arange(len(self.total) + 1))
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    def batches(self, batch_size: int, *, power: float = 0.5, blanks: float = 0.0, seed: int = 0) -> DataLoader:
+        """Batches of contexts drawn with probability ~ count^power, each weighted by count^(1 - power).
+
+        Whatever `power` from 0 to 1 is, the expected loss and gradient are those of the whole text. Of a share
+        `blanks` of the contexts only the newest 1 … k-1 tokens are shown, against overfitting: the net learns
+        shorter contexts too, which is what Kneser-Ney falls back to (Xie et al. 2017).
+        """
+        if not (0 <= power <= 1 and 0 <= blanks <= 1) or batch_size < 1:
+            raise ValueError(f"power {power}, blanks {blanks}, batch_size {batch_size}; expected 0 to 1, and 1 or more")
+        k, generator = self.contexts.shape[1], torch.Generator().manual_seed(seed)
+        chance = self.total.double() ** power
+        chance /= chance.sum()
+
+        def collate(chosen: list[int]) -> ContextBatch:
+            rows = torch.tensor(chosen)
+            sizes = self.edges[rows + 1] - self.edges[rows]
+            row = torch.arange(len(rows)).repeat_interleave(sizes)
+            first = self.edges[rows] - (sizes.cumsum(0) - sizes)  # pair number minus place in the batch
+            pair = torch.arange(len(row)) + first[row]
+            weight = 1 / (chance[rows] * len(rows) * self.total.sum())  # one over the draws expected of a row
+            share = (self.count[pair] * weight[row]).float()
+            contexts = self.contexts[rows]
+            if blanks and k > 1:
+                short = torch.rand(len(rows), generator=generator) < blanks
+                hidden = torch.randint(1, k, (len(rows),), generator=generator) * short  # oldest tokens
+                contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], self.blank)
+            return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
+
+        sampler = WeightedRandomSampler(chance, len(self), generator=generator)
+        options = {"generator": generator, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(range(len(self)), batch_size, sampler=sampler, collate_fn=collate, **options)
+
+
+def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:
+    """The part of a batch that process `rank` of `world_size` computes, and what its loss counts for in the whole.
+
+    The sum over all processes of share times loss is the loss of the batch. Of tokens (T, B) a process takes every
+    `world_size`-th sequence, of a `ContextBatch` every such context. A process that would be left without a target
+    takes the whole batch for a share of 0, as every process has to take part in each step.
+    """
+    if isinstance(batch, ContextBatch):
+        mine = batch.row % world_size == rank
+        row = batch.row[mine] // world_size
+        part = ContextBatch(batch.contexts[rank::world_size], row, batch.target[mine], batch.share[mine], batch.tokens)
+        return (part, 1.0) if len(row) else (batch, 0.0)
+    part, total = batch[:, rank::world_size], count_targets(batch, blank)
+    share = count_targets(part, blank) / max(total, 1)
+    return (part, share) if share else (batch, 0.0)

@@ -1,0 +1,256 @@
+"""Every option, once: its name, default, range and help.
+
+The fields of these dataclasses are the options of the command line (`make_parser`), what `train` and the other
+functions take, and the columns of a run row. `python3 pico-llm.py --help` lists them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+C = TypeVar("C", bound="Options")
+NAMES = {int: "whole number", float: "number"}
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def option(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: bool = False, **more):
+    """A field: `low` and `high` bound a number, `above` leaves `low` itself out; `more`: choices, const."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, **more})
+
+
+def expected(rule: dict) -> str:
+    """What a number must be, in words."""
+    start = f"above {rule['low']:g}" if rule["above"] else f"{rule['low']:,g}" if abs(rule["low"]) < 1e6 else ""
+    start = "" if rule["low"] == -math.inf else start
+    return start + (f" to {rule['high']:,}" if rule["high"] < math.inf else "" if rule["above"] else " or more")
+
+
+def is_allowed(value: float, rule: dict) -> bool:
+    """Whether a number lies in the range of its option."""
+    lies_above = value > rule["low"] if rule["above"] else value >= rule["low"]
+    return math.isfinite(value) and lies_above and value <= rule["high"]
+
+
+class Options:
+    """What the dataclasses below have in common: a value out of its range is a ValueError."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            value, rule = getattr(self, each.name), each.metadata
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, (int, float)) and not isinstance(one, bool) and not is_allowed(one, rule):
+                    raise ValueError(f"{each.name} is {one}; expected {expected(rule)}")
+                if one is not None and "choices" in rule and one not in rule["choices"]:
+                    raise ValueError(f"{each.name} is {one!r}; expected one of {', '.join(rule['choices'])}")
+
+
+@dataclass(frozen=True)
+class TextConfig(Options):
+    """text"""
+
+    input_files: tuple[str, ...] = option((), "one sequence a line; also looked up in data/")
+    tinystories_weight: float = option(
+        0.5, "chance that a training sequence is a story, not a line of a file; without files all are", low=0, high=1
+    )
+    stories: str = option(
+        "builtin",
+        "builtin, small, hub (TinyStories through datasets), a text file with <|endoftext|> between stories, of which "
+        "one in ten is for validation, or a folder with train.txt and valid.txt",
+    )
+    max_stories: int = option(2000, "stories to train on", low=1, high=10**9)
+    validation_stories: int = option(
+        0, "stories kept for validation to measure the loss on, beside Kneser-Ney counts", low=0, high=10**9
+    )
+    compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
+    block_size: int = option(128, "tokens of a sequence, from its start", low=2, high=10**6)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Options):
+    """models"""
+
+    models: tuple[str, ...] = option(
+        ("LSTM", "k-gram"), "which to train, one after the other", choices=("LSTM", "k-gram", "Transformer")
+    )
+    embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", low=1, high=10**6)
+    hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", low=1, high=10**6)
+    kgram_k: int = option(3, "tokens of context", low=1, high=1000)
+    kgram_chunk_size: int | None = option(None, "contexts that go through the net at once (all)", low=1, high=10**9)
+    num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", low=0, high=1000)
+    n_heads: int = option(4, "attention heads of the Transformer; E must be a multiple of 2 N", low=1, high=1000)
+    n_blocks: int = option(2, "blocks of the Transformer", low=1, high=1000)
+    norm: str = option("pre", "RMSNorm before or after each part", choices=("pre", "post"))
+    positions: str = option("rotary", "how the Transformer knows positions", choices=("rotary", "learned", "none"))
+    head: str | None = option(
+        None, "whether the head shares the embedding's table (tied for the Transformer)", choices=("tied", "free")
+    )
+    embedding_from: Path | None = option(None, "start from the embedding table in this .safetensors file (no)")
+    dropout: float = option(0.0, "share of the last hidden state that training drops", low=0, high=0.99)
+    compile: bool = option(False, "compile the k-gram's net and the Transformer's blocks; the first steps take longer")
+
+
+@dataclass(frozen=True)
+class BatchConfig(Options):
+    """batches"""
+
+    batch_size: int = option(32, "sequences, or contexts, a step", low=1, high=10**9)
+    similar_lengths: bool = option(False, "batches of sequences of about the same length: less padding")
+    corpus_contexts: float | None = option(
+        None,
+        "train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an "
+        "epoch draws as many as there are (no)",
+        low=0,
+        high=1,
+        const=0.5,
+    )
+    blanks: float = option(
+        0.0, "share of the --corpus_contexts that show only their newest tokens, against overfitting", low=0, high=1
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Options):
+    """training
+
+    The first budget that is used up ends a training; it also drives the schedule.
+    """
+
+    epochs: int = option(3, "passes over the text, where no other budget is given", low=1, high=10**9)
+    steps: int | None = option(None, "budget: updates (no)", low=1, high=10**9)
+    budget_seconds: float | None = option(None, "budget: seconds of each model's steps (no)", low=0, above=True)
+    budget_tokens: int | None = option(None, "budget: real targets (no)", low=1)
+    max_steps_per_epoch: int | None = option(None, "cut each pass over the text short (no)", low=1, high=10**9)
+    optimizer: str = option(
+        "adamw", "AdamW, or Muon for the matrices between embedding and head", choices=("adamw", "muon")
+    )
+    learning_rate: float = option(1e-3, "step size of the optimizer", low=0, above=True)
+    schedule: str = option(
+        "constant", "cosine: down to a tenth of --learning_rate at the end", choices=("constant", "cosine")
+    )
+    warm_up_share: float | None = option(
+        None, "share of the training in which the rate rises from 0 (0.03 with cosine, else 0)", low=0, high=1
+    )
+    weight_decay: float = option(0.0, "of matrices", low=0)
+    clip: float | None = option(None, "largest gradient norm (no)", low=0, above=True)
+    bfloat16: bool = option(False, "compute matrix products in bfloat16")
+    seed: int = option(0, "of initial weights, data order and samples", low=0, high=2**63 - 1)
+    untimed_steps: int = option(2, "first steps that no rate counts, as they warm up the machine", low=0, high=10**9)
+    log_every: int = option(1, "steps that a row of losses sums up", low=1, high=10**9)
+    save_every: int = option(100, "steps between checkpoints", low=1, high=10**9)
+    validate_every: int | None = option(
+        None, "steps between validations; the best weights are kept (no)", low=1, high=10**9
+    )
+
+
+@dataclass(frozen=True)
+class SampleConfig(Options):
+    """samples"""
+
+    prompt: str = option("Once upon a", "what samples go on from")
+    samples: int = option(1, "samples for each --top_p", low=1, high=10**9)
+    max_new_tokens: int = option(20, "new tokens of a sample", low=0, high=10**6)
+    top_p: tuple[float, ...] = option(
+        (0.95, 1.0), "one sample for each nucleus of this mass, after a greedy one", low=0, high=1, above=True
+    )
+    top_k: int | None = option(None, "draw from the K most probable tokens (all)", low=1, high=10**6)
+    temperature: float = option(1.0, "divides the logits before a draw", low=0, above=True)
+    stop: str | None = option(None, "end a sample before this text (no)")
+    monosemantic_enabled: str | None = option(
+        None,
+        "show each new token with its nearest neighbours in the embedding, or in the head's table (no)",
+        choices=("embedding", "head"),
+        const="embedding",
+    )
+
+
+@dataclass(frozen=True)
+class MachineConfig(Options):
+    """machine"""
+
+    device_id: str = option("auto", "cpu, cuda:0, mps or auto")
+    onednn_linear: bool = option(True, "oneDNN's product where no gradient is needed (CPU)")
+    keep_memory: bool = option(True, "keep freed memory for the next tensors (Linux)")
+    large_pages: bool = option(True, "pages of 2 MiB under large tensors (Linux)")
+
+
+@dataclass(frozen=True)
+class OutputConfig(Options):
+    """output"""
+
+    output_dir: Path | None = option(None, "save losses (.csv), weights (.safetensors) and checkpoints here (no)")
+    resume: bool = option(False, "go on from the checkpoints in --output_dir, where there are any")
+    record: str | None = option(None, "add losses, run rows, losses by position and samples to out/runs/TEXT*.csv (no)")
+    label: str | None = option(None, "the model's name in records (that of --models)")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line, exit code 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def make_parser(*configs: type[Options], **options: Any) -> Parser:
+    """A parser with one group of options for each dataclass. `options` go to `argparse.ArgumentParser`."""
+    parser = Parser(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    for config in configs:
+        group, hints = parser.add_argument_group((config.__doc__ or "").split("\n")[0]), get_type_hints(config)
+        for each in fields(config):  # type: ignore[arg-type]
+            group.add_argument(f"--{each.name}", **argument(each, hints[each.name]))
+    return parser
+
+
+def argument(each: dataclasses.Field, hint: Any) -> dict[str, Any]:
+    """What `add_argument` takes for a field."""
+    rule, default = each.metadata, each.default
+    help = rule["help"].replace("%", "%%")
+    if hint is bool:
+        return {"help": help, "default": default, "action": argparse.BooleanOptionalAction if default else "store_true"}
+    kinds = [kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)] or [hint]
+    found = {"default": default, "type": parser_of(kinds[0], rule), "metavar": METAVARS[kinds[0]]}
+    if "choices" in rule:
+        found |= {"choices": rule["choices"], "metavar": None}
+    if isinstance(default, tuple):
+        found["nargs"] = "+" if default else "*"
+        default = " ".join(map(str, default))
+    elif "const" in rule:
+        found |= {"nargs": "?", "const": rule["const"]}
+    if help.endswith(")") or default == "":
+        return found | {"help": help}
+    return found | {"help": f"{help} ({default})"}
+
+
+def parser_of(kind: type, rule: dict) -> Callable[[str], Any]:
+    """An argparse type: a value of this kind in the option's range. Of choices, case and hyphens do not matter."""
+
+    def parse(text: str):
+        if "choices" in rule:
+            plain = {choice.lower().replace("-", ""): choice for choice in rule["choices"]}
+            return plain.get(text.lower().replace("-", ""), text)
+        value = kind(text)
+        if kind in NAMES and not is_allowed(value, rule):
+            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {expected(rule)}")
+        return value
+
+    parse.__name__ = NAMES.get(kind, kind.__name__)
+    return parse
+
+
+def read_config(config: type[C], args: argparse.Namespace) -> C:
+    """The part of the parsed options that belongs to one dataclass."""
+    values = {each.name: getattr(args, each.name) for each in fields(config)}  # type: ignore[arg-type]
+    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def run_columns(*configs: Options) -> dict[str, Any]:
+    """The fields of configurations as columns of a run row: several values as one text, a path as its name."""
+    row = {each.name: getattr(config, each.name) for config in configs for each in fields(config)}  # type: ignore[arg-type]
+    row |= {name: value.name for name, value in row.items() if isinstance(value, Path)}
+    return row | {name: " ".join(map(str, value)) for name, value in row.items() if isinstance(value, tuple)}

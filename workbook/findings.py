@@ -1,0 +1,320 @@
+"""Each published number and each verdict, computed once: run records in, plain numbers out.
+
+README, captions, titles, slides and notebook 06 format what these functions return and compute nothing. `load` turns
+the name of a run into its frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from workbook.records import ROOT, intervals, load_runs, summarise, verdict
+
+Load = Callable[[str], pd.DataFrame]
+DESIGNS = ["one-hot", "embedding", "convolution"]
+TEXTS = {"3seqs.txt": "3seqs.txt", "stories": "TinyStories"}  # in the cost records: what a text is called
+KGRAM_K = {"3seqs.txt": 2, "stories": 3}  # in the cost records: tokens of context
+EXACT = ["loop", "one batch", "distinct contexts", "chunked head", "fused Adam", "memory reuse"]  # one result
+PARTS = ["context", "net", "head", "loss", "backward", "optimiser"]
+STANDINGS = ["ahead of all others", "level, none shown ahead", "behind another", "measured once, or not run"]
+
+
+def notes() -> pd.DataFrame:
+    """What the notes report of the three designs (data/notes.csv), by model."""
+    return pd.read_csv(ROOT / "data" / "notes.csv").set_index("model")
+
+
+def with_rate(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a column `rate`: targets per second."""
+    return frame.assign(rate=frame["tokens"] / frame["step_s"])
+
+
+def ratios(frame: pd.DataFrame, column: str, value: str, above: object, below: object) -> pd.DataFrame:
+    """median, min and max over the rounds of `value` at one setting of `column` over that at another, by model."""
+    wide = frame.pivot(index=["model", "round"], columns=column, values=value)
+    table = (wide[above] / wide[below]).groupby("model").agg(["median", "min", "max"])
+    return table.loc[frame["model"].unique()]
+
+
+def speed_factors(speed: pd.DataFrame) -> pd.DataFrame:
+    """Median factors between the three ways of kgram_speed, by model: columns such as "one batch / loop"."""
+    pairs = [("one batch", "loop"), ("distinct contexts", "loop"), ("distinct contexts", "one batch")]
+    return pd.DataFrame({f"{a} / {b}": ratios(with_rate(speed), "way", "rate", a, b)["median"] for a, b in pairs})
+
+
+def slower(steps: pd.DataFrame, model: str, than: str) -> pd.Series:
+    """The share by which the median training rate of `model` is below that of `than`, by seed."""
+    rate = with_rate(steps[steps["timed"]]).groupby(["seed", "model"])["rate"].median().unstack()
+    return 1 - rate[model] / rate[than]
+
+
+def plain_ladder(ladder: pd.DataFrame) -> pd.DataFrame:
+    """The ladder with one-hot's lookup as its "one batch": its literal products of one-hot rows are left out."""
+    literal = (ladder["model"] == "one-hot") & ladder["way"].isin(["one batch", "one batch, memory reuse"])
+    return ladder[~literal].replace({"way": {"lookup": "one batch"}})
+
+
+def ladder_factors(ladder: pd.DataFrame, base: str) -> pd.DataFrame:
+    """Targets/s of all exact steps ("memory reuse") over those of way `base`: by text and model, a column a round."""
+    rate = with_rate(plain_ladder(ladder)).pivot(index=["text", "model", "round"], columns="way", values="rate")
+    return (rate["memory reuse"] / rate[base]).unstack("round")
+
+
+def targets_per_context(texts: pd.DataFrame) -> pd.Series:
+    """Targets of a batch for each of its distinct contexts, by text."""
+    texts = texts.set_index("text")
+    return texts["batch_targets"] / texts["batch_contexts"]
+
+
+def new_context_share(shares: pd.DataFrame, k: int = 3, batch_size: int = 32) -> pd.Series:
+    """Distinct contexts as a share of the targets of a batch, by text."""
+    rows = shares[(shares["kgram_k"] == k) & (shares["batch_size"] == batch_size)]
+    return rows.drop_duplicates("text").set_index("text")["share"]
+
+
+def head_and_backward_share(parts: pd.DataFrame) -> pd.Series:
+    """The share of a step that head and backward take with all exact steps (embedding), by text."""
+    rows = parts[(parts["model"] == "embedding") & (parts["way"] == "memory reuse")].set_index("text")
+    return rows[["head", "backward"]].sum(axis=1) / rows[PARTS].sum(axis=1)
+
+
+def growth_slopes(growth: pd.DataFrame) -> pd.Series:
+    """Slope of log(step_s) against log(value) for each axis, model and round: 1 is a time in proportion."""
+    groups = growth.groupby(["axis", "model", "round"], sort=False)[["value", "step_s"]]
+    return groups.apply(lambda rows: np.polyfit(np.log(rows["value"]), np.log(rows["step_s"]), 1)[0]).rename("slope")
+
+
+def token_times_head(latency: pd.DataFrame) -> pd.Series:
+    """The median time of a new token, after the length where it is longest, over that of the head alone; by model."""
+    ms = latency.groupby(["model", "length"], sort=False)["ms"].median().groupby("model", sort=False).max()
+    return ms.drop("the head") / ms["the head"]
+
+
+def generation_seconds(written: pd.DataFrame) -> pd.DataFrame:
+    """Seconds for the whole text, by model and way; those of "one step" include the prompt."""
+    seconds = written.groupby(["model", "way"], sort=False)["ms"].sum().unstack() / 1e3
+    return seconds.assign(**{"one step": seconds["one step"] + seconds.pop("the prompt")})
+
+
+def count_costs(
+    way: str, text_row: Mapping, k: int, vocab_size: int, embed_size: int = 64, hidden_size: int = 256, layers: int = 2
+) -> pd.DataFrame:
+    """Floating-point operations (flop) and bytes that each part of an embedding step cannot do without, from shapes.
+
+    `text_row`: a row of cost_texts. The loop goes through all weights for each target; logits that are kept are written
+    once and read again; Adam reads four numbers a weight and writes three.
+    """
+    targets = int(text_row["batch_targets"])
+    rows = targets if way in ("loop", "one batch") else int(text_row["batch_contexts"])
+    net, head = k * embed_size * hidden_size + layers * hidden_size**2, hidden_size * vocab_size
+    weights, times = vocab_size * embed_size + net + head, targets if way == "loop" else 1
+    logits = rows * vocab_size if way in ("one batch", "distinct contexts") else 0
+    gradients = times * 2 * (head + net) if way == "loop" else weights
+    flop = {"net": 2 * rows * net, "head": 2 * rows * head, "loss": 0}
+    flop |= {"backward": 4 * rows * (net + head), "optimiser": 0}
+    numbers = {"net": times * net, "head": times * head + logits, "loss": 2 * logits}
+    numbers |= {"backward": times * (head + net) + logits + gradients, "optimiser": 7 * weights}
+    return pd.DataFrame({"flop": flop, "bytes": {part: 4 * number for part, number in numbers.items()}})
+
+
+def limit_seconds(costs: pd.DataFrame, rates: Mapping) -> pd.Series:
+    """The least seconds of each part: operations or bytes at the machine's best rates, whichever takes longer."""
+    return np.maximum(costs["flop"] / rates["float32"], costs["bytes"] / rates["memory"])
+
+
+def roof(ladder: pd.DataFrame, texts: pd.DataFrame, rates: pd.DataFrame, vocab_size: int = 50257) -> pd.DataFrame:
+    """Each exact way of the embedding step against the machine's limit, the sum of the limits of its parts."""
+    step = ladder[ladder["model"] == "embedding"].groupby(["text", "way"], sort=False)["step_s"].median()
+    texts, points = texts.set_index("text"), []
+    for text, way in (key for key in step.index if key[1] in EXACT):
+        costs, seconds = count_costs(way, texts.loc[text], KGRAM_K[text], vocab_size), step[text, way]
+        limit, (flop, moved) = limit_seconds(costs, rates.iloc[0]).sum(), costs[["flop", "bytes"]].sum()
+        points.append((text, way, 1e3 * seconds, 1e3 * limit, flop / moved, flop / seconds / 1e9, limit / seconds))
+    columns = ["text", "way", "ms", "limit_ms", "flop_per_byte", "gflop_per_s", "share_of_limit"]
+    return pd.DataFrame(points, columns=columns)
+
+
+def above_floor(floors: pd.DataFrame) -> pd.Series:
+    """How many nats each row of kgram_floors_summary ends above the floor of its k."""
+    return floors["loss"] - floors["floor"]
+
+
+def newest_token_cost(window: pd.DataFrame) -> float:
+    """What a window that lacks the newest token costs, in nats per token."""
+    loss = window.set_index("model")["validation_loss"]
+    return loss["window to t-1"] - loss["window to t"]
+
+
+def same_position_gain(positions: pd.DataFrame) -> pd.DataFrame:
+    """Nats that each model saves against the k-gram at the same position of a story, mean over seeds."""
+    loss = positions.pivot_table(index="from", columns="model", values="loss")[positions["model"].unique()]
+    return -loss.drop(columns="k-gram").sub(loss["k-gram"], axis=0)
+
+
+def outside_nucleus(told: pd.DataFrame) -> pd.Series:
+    """How many tokens of a story the nucleus of each model lacks (rows of top_p_coloured_story)."""
+    return told.groupby("model", sort=False)["outside"].sum()
+
+
+def level(table: pd.DataFrame) -> bool:
+    """Whether all intervals of a table from `intervals` overlap: two rows at least, each with an interval."""
+    has_all = len(table) > 1 and table[["low", "high"]].notna().all(axis=None)
+    return bool(has_all and table["low"].max() <= table["high"].min())
+
+
+def behind(table: pd.DataFrame, higher: bool = False) -> list[str]:
+    """The names whose interval lies entirely on the worse side of another's; `higher`: whether higher is better."""
+    low, high = (-table["high"], -table["low"]) if higher else (table["low"], table["high"])
+    return [name for name in table.index if (high.drop(name) < low[name]).any()]
+
+
+def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: list[str]) -> pd.DataFrame:
+    """One line of `evidence`, a row for each design. More is better of rates, less of all else; n = 1: no verdict."""
+    higher, table = criterion.startswith("targets/s"), intervals(frame, column).reindex(designs)
+    rule, standing, measured = "one measurement", dict.fromkeys(designs, STANDINGS[3]), table.dropna(subset="mean")
+    if len(measured) > 1 and measured["n"].min() > 1:
+        rule = verdict(measured, higher_is_better=higher)
+        standing |= dict.fromkeys(measured.index, STANDINGS[1]) | dict.fromkeys(behind(measured, higher), STANDINGS[2])
+        standing |= {rule: STANDINGS[0]} if rule in standing else {}
+    table = table.assign(criterion=criterion, higher=higher, rule=rule, standing=pd.Series(standing))
+    columns = ["criterion", "higher", "rule", "model", "standing", "n", "mean", "low", "high"]
+    return table.rename_axis("model").reset_index()[columns]
+
+
+def evidence(load: Load = load_runs) -> pd.DataFrame:
+    """Every record that compares the designs, each line judged by one rule: ahead only with the intervals apart."""
+    trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
+    designs, floors = list(trained["model"].unique()), load("kgram_floors_summary")
+    rescaled = summarise(load("kgram_first_scale")).replace({"model": ", rescaled$"}, "", regex=True)
+    most = floors.assign(nats=1e3 * above_floor(floors)).groupby("model", as_index=False)["nats"].max()
+    lines = [
+        (f"loss on 3seqs.txt, {trained['steps'].iloc[0]} steps", trained, "mean_loss"),
+        ("the same, equal initialisation", rescaled, "mean_loss"),
+        (f"loss on built-in stories, {stories['steps'].iloc[0]} steps", stories, "validation_loss"),
+        (f"the same, {longer['steps'].iloc[0]:,} steps", longer, "validation_loss"),
+        ("most above a floor (nats / 1000)", most, "nats"),
+        ("targets/s, trained in turn, 3seqs.txt", trained, "tokens_per_s"),
+        *cost_lines(load),
+        ("million weights", trained.assign(millions=trained["parameters"] / 1e6), "millions"),
+    ]
+    return pd.concat([evidence_line(*line, designs) for line in lines], ignore_index=True)
+
+
+def cost_lines(load: Load) -> Iterable[tuple[str, pd.DataFrame, str]]:
+    """The lines of `evidence` on speed and memory: criterion, frame, column."""
+    ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
+    ladder = with_rate(plain_ladder(ladder))
+    for text, name in TEXTS.items():
+        for way in ("loop", "one batch", "memory reuse"):
+            label = way.replace("memory reuse", "all exact steps")
+            yield f"targets/s, {label}, {name}", ladder[(ladder["text"] == text) & (ladder["way"] == way)], "rate"
+        yield f"peak MB of a step, {name}", parts[(parts["text"] == text) & (parts["way"] == "memory reuse")], "peak_mb"
+    by_k = growth[(growth["axis"] == "k") & growth["peak_mb"].notna()]
+    k, length = by_k["value"].max(), latency["length"].max()
+    yield f"peak MB of a step, k = {k}", by_k[by_k["value"] == k], "peak_mb"
+    slopes = growth_slopes(growth).reset_index()
+    for axis in "Vk":
+        yield f"time grows with {axis} to the power", slopes[slopes["axis"] == axis], "slope"
+    yield f"ms a new token after {length:,}", latency[latency["length"] == length], "ms"
+
+
+def require(sentence: str, holds: bool) -> None:
+    """ValueError where the record does not bear out a sentence of the README."""
+    if not holds:
+        raise ValueError(f"data/runs does not show that {sentence}: look at the runs, and change the README's template")
+
+
+def finding(load: Load = load_runs) -> dict:
+    """The notes' rates, and how many times as fast the same mathematics runs."""
+    speed, trained, texts = load("kgram_speed"), load("kgram_designs_summary"), load("cost_texts")
+    factors, shared, noted = speed_factors(speed), targets_per_context(texts), notes()["tokens_per_s"]
+    loop = with_rate(speed[speed["way"] == "loop"]).groupby("model")["rate"].median() / noted
+    require("the loop here has the notes' rates to a factor of two", loop.between(0.5, 2).all())
+    require("embedding and convolution are level", level(intervals(trained, "mean_loss").drop("one-hot")))
+    last = factors["distinct contexts / one batch"]
+    require("the last step is mostly the text's repetition", last.max() < 2 * shared["3seqs.txt"])
+    stories = ladder_factors(load("cost_ladder"), "loop").loc[("stories", "embedding")].median()
+    values = {"noted": noted, "factors": factors, "shared": shared, "stories": stories}
+    return values | {"seeds": trained["seed"].nunique(), "steps": trained["steps"].iloc[0]}
+
+
+def designs(load: Load = load_runs) -> dict:
+    """Loss, rates and sizes of the three designs, and on which text which is behind."""
+    trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
+    loss, equal = intervals(trained, "mean_loss"), intervals(summarise(load("kgram_first_scale")), "mean_loss")
+    short, long = intervals(stories, "validation_loss"), intervals(longer, "validation_loss")
+    require("embedding and convolution are level", level(loss.drop("one-hot")))
+    require("one-hot is behind both", loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max())
+    require("an equal initialisation is ahead of all three", equal["high"].max() < loss["low"].min())
+    require("after an equal initialisation both are level", level(equal))
+    require("embedding is ahead on stories", verdict(short, higher_is_better=False) == "embedding")
+    require("after longer training on stories the three are level", level(long))
+    speed, per_model = with_rate(load("kgram_speed")), trained.groupby("model", sort=False)
+    values = {"trained": trained.iloc[0], "short_run": stories.iloc[0], "long_run": longer.iloc[0], "noted": notes()}
+    values |= {"loss": loss, "equal": equal, "short": short, "long": long, "seeds": trained["seed"].nunique()}
+    values |= {"parameters": per_model["parameters"].first(), "seconds": per_model["wall_s"].mean().sum()}
+    values |= {"rate": speed.groupby(["model", "way"])["rate"].median().unstack(), "rounds": speed["round"].nunique()}
+    return values | {"inputs": values["trained"]["kgram_k"] * values["trained"]["vocab_size"]}
+
+
+def sampling(load: Load = load_runs) -> dict:
+    """What p does to a fair coin and to stories, and what a text and the filter cost."""
+    coin, quality = load("top_p_3seqs").set_index(["temperature", "p"]), load("top_p_quality")
+    fair, small = coin.loc[(1, 0.6)], coin.loc[(1, 0.4)]
+    require("the coin is fair at p = 0.6", fair["low"] < 0.5 < fair["high"])
+    require("only one side is left at p = 0.4", small["' 1'"] in (0, 1))
+    bleu, judged = (intervals(quality, column, by="writer") for column in ("self-BLEU", "perplexity"))
+    for name in ("k-gram", "LSTM"):
+        less = bleu.loc[f"{name}, p = 1.0", "high"] < bleu.loc[f"{name}, p = 0.5", "low"]
+        require(f"the {name} is less diverse at p = 0.5 than at p = 1", less)
+    for p in (writer.removeprefix("LSTM, ") for writer in judged.index if writer.startswith("LSTM, p")):
+        better = judged.loc[f"LSTM, {p}", "high"] < judged.loc[f"k-gram, {p}", "low"]
+        require(f"the judge is less surprised by the LSTM at {p}", better)
+    written, cost = load("generation_512"), load("top_p_cost").rename(columns={"filter / sort": "share"})
+    values = {"fair": fair, "written": written.iloc[0], "tokens": written["position"].max() + 1}
+    cost = cost.groupby("logits")[["share", "kept"]].median()
+    return values | {"seconds": generation_seconds(written), "peaked": cost.loc["peaked"], "flat": cost.loc["flat"]}
+
+
+def stories(load: Load = load_runs) -> dict:
+    """The five-minute runs on TinyStories beside counts, the window, and embeddings that start from another model's."""
+    runs, text = load("stories_5min_summary"), load("stories_text_tinystories").set_index("split")
+    reuse, window = load("stories_reuse_summary"), load("stories_window_tinystories").set_index("model")
+    loss, starts = intervals(runs, "validation_loss"), intervals(reuse, "validation_loss")
+    require("LSTM and Transformer are level", level(loss.drop("k-gram")))
+    require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
+    kgram = runs[runs["model"] == "k-gram"].iloc[0]
+    nats, bits = kgram["kneser_ney_loss"], kgram["bits_per_byte"] / kgram["validation_loss"]  # bits per byte for a nat
+    counted = {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}
+    values = {"kgram": kgram, "counted": counted, "loss": loss.sort_values("mean", ascending=False), "starts": starts}
+    values |= {"mean": runs.groupby("model").mean(numeric_only=True), "seeds": runs["seed"].nunique()}
+    values |= {"seconds": runs["wall_s"].median(), "start_seconds": reuse["wall_s"].median(), "window": window}
+    return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
+
+
+def cost(load: Load = load_runs) -> dict:
+    """One training step, from the loop to all exact steps: rates, memory, the machine's limit, growth, threads."""
+    names = ("ladder", "parts", "texts", "growth", "threads", "processes", "rates")
+    ladder, parts, texts, growth, threads, processes, rates = (load(f"cost_{name}") for name in names)
+    losses = processes.groupby(["model", "processes"])["loss"].last().unstack()
+    require("one and two processes end at the same loss", (losses[1] - losses[2]).abs().max() < 1e-4)
+    groups = with_rate(plain_ladder(ladder)).groupby(["text", "model", "way"])["rate"]
+    values = {"rate": groups.median().unstack(), "cores": ladder["threads"].iloc[0]}
+    values |= {"peak_mb": plain_ladder(parts).set_index(["text", "model", "way"])["peak_mb"].unstack()}
+    values |= {"by_loop": ladder_factors(ladder, "loop"), "by_batch": ladder_factors(ladder, "one batch")}
+    values |= {"reuse": ladder_factors(ladder, "one batch, memory reuse").median(axis=1).unstack("model")["embedding"]}
+    values |= {"targets": texts.set_index("text")["batch_targets"], "shared": targets_per_context(texts)}
+    values |= {"limit": roof(ladder, texts, rates).set_index(["text", "way"]).loc[("3seqs.txt", "memory reuse")]}
+    values |= {"slope": growth_slopes(growth).groupby(["axis", "model"]).median().unstack("axis")}
+    values |= {"largest": growth.groupby("axis")["value"].max(), "models": growth["model"].nunique()}
+    values |= {"by_threads": ratios(threads, "threads", "step_s", 1, 2)["median"]}
+    return values | {"by_processes": ratios(processes, "processes", "tokens_per_s", 2, 1)["median"]}
+
+
+def notebooks(load: Load = load_runs) -> dict:
+    """CPU seconds of each notebook with its default parameters."""
+    times = load("notebooks").set_index("notebook")
+    return {"seconds": times["seconds"], "cores": times["threads"].iloc[0]}

@@ -1,0 +1,139 @@
+"""How figures look: slide-sized, readable in grey and from the last row; loss curves and throughput of step rows.
+
+The figures themselves are in gallery.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbook.records import output_folder
+
+MODELS = ["one-hot", "embedding", "convolution", "LSTM", "Transformer", "k-gram"]  # each has a style of its own
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9"]  # Okabe & Ito 2008
+DASHES = ["-", "--", "-.", (0, (8, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (3, 3))]
+MARKERS = "os^DvP*"
+
+X_LABELS = {"step": "training step", "tokens": "tokens seen", "elapsed_s": "training time (s)"}
+
+
+def set_style() -> None:
+    """A slide's size and large type, Okabe-Ito colours, and SVG files that do not change from run to run."""
+    mpl.rc("figure", figsize=(40 / 3, 7.5), dpi=60, titlesize=27, titleweight="bold", labelsize=16)  # 16:9
+    mpl.rc("figure.constrained_layout", use=True, h_pad=0.12, w_pad=0.12)
+    mpl.rc("font", size=20)
+    mpl.rc("text", parse_math=False)  # a token such as "$" is a token
+    mpl.rc("axes", titlesize=22, titleweight="bold", titlelocation="left", prop_cycle=mpl.cycler(color=COLOURS))
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc("legend", fontsize=19, frameon=False)
+    mpl.rc("lines", linewidth=3, markersize=10)
+    mpl.rc("hatch", linewidth=2)
+    mpl.rc("svg", hashsalt="pico-llm workbook")  # the same ids from run to run
+
+
+def line_style(number: int) -> dict:
+    """Colour, dash and marker of the n-th line: any one of them tells it from the others."""
+    index = number % len(COLOURS)
+    return {"color": COLOURS[index], "linestyle": DASHES[index], "marker": MARKERS[index]}
+
+
+def model_styles(names: Iterable[str]) -> dict[str, dict]:
+    """The line style of each model: a known one has the same in all figures, others take what is left in this one."""
+    names = list(dict.fromkeys(names))
+    numbers = {name: MODELS.index(name) for name in names if name in MODELS}
+    left = (n for n in itertools.count(len(MODELS)) if n % len(COLOURS) not in set(numbers.values()))
+    return {name: line_style(numbers[name] if name in MODELS else next(left)) for name in names}
+
+
+def slide(title: str, rows: int = 1, columns: int = 1, *, note: str = "", **options: Any) -> tuple[Figure, Any]:
+    """A figure with its finding on top and a note on what was measured below; the figure and its axes.
+
+    `options` go to `plt.subplots`.
+    """
+    figure, axes = plt.subplots(rows, columns, **options)
+    lines = max(1, math.ceil(len(title) / 57))  # of about the same length
+    figure.suptitle(textwrap.fill(title, math.ceil(len(title) / lines) + 6), x=0.01, ha="left")
+    if note:
+        figure.supxlabel(note, x=0.99, ha="right", color="0.3")
+    return figure, axes
+
+
+def _titled(ax: Axes | None, title: str) -> Axes:
+    """The axes with their title, or those of a new slide."""
+    if ax is None:
+        return slide(title)[1]
+    ax.set_title(title)
+    return ax
+
+
+def _draw_level(ax: Axes, frame: pd.DataFrame, name: str, level: float) -> None:
+    """A horizontal line, named at the end that the losses (as logarithms) are farther from."""
+    ax.axhline(level, color="0.35", linewidth=1.2, linestyle=(0, (2, 2)))
+    distance, part = np.log(frame["loss"] / level).abs(), frame["step"] / frame["step"].max()
+    left = distance[part <= 1 / 3].min() > distance[part >= 2 / 3].min()
+    offset = {"xytext": (4 if left else 0, -4), "textcoords": "offset points", "ha": "left" if left else "right"}
+    ax.annotate(name, (1 - left, level), xycoords=("axes fraction", "data"), va="top", color="0.25", **offset)
+
+
+def plot_loss_curves(
+    frame: pd.DataFrame, x: str = "step", *, title: str = "", levels: Mapping | None = None, ax: Axes | None = None
+) -> Axes:
+    """Loss against `x` ("step", "tokens" or "elapsed_s"), a line a model: mean over seeds, band min to max.
+
+    `levels` draws horizontal lines (ln V, a floor), named at the end that the curves are farther from.
+    Against tokens and seconds, x is the mean over seeds of what a model has used after each step. Returns the axes.
+    """
+    if x not in X_LABELS:
+        raise ValueError(f"x is {x!r}; expected one of {', '.join(X_LABELS)}")
+    ax = _titled(ax, title)
+    for model, style in model_styles(frame["model"]).items():
+        rows = frame[frame["model"] == model]
+        position = rows.groupby("seed")["tokens"].cumsum() if x == "tokens" else rows[x]
+        by_step = rows.assign(position=position).groupby("step")
+        where, loss = by_step["position"].mean(), by_step["loss"]
+        ax.plot(where, loss.mean(), label=model, color=style["color"], linestyle=style["linestyle"])
+        ax.fill_between(where, loss.min(), loss.max(), color=style["color"], alpha=0.2, linewidth=0)
+    for name, level in (levels or {}).items():
+        _draw_level(ax, frame, name, level)
+    seeds = frame["seed"].nunique()
+    note = f"\n(lines: mean of {seeds} seeds, bands: lowest to highest)" if seeds > 1 else ""
+    ax.set(xlabel=X_LABELS[x] + note, ylabel="loss (nats per token)")
+    if x == "step":
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    ax.legend()
+    return ax
+
+
+def plot_throughput(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Bars of tokens/s from step rows: the median over the timed rows, whiskers at the quartiles, n below."""
+    ax = _titled(ax, title)
+    timed = frame[frame["timed"]]
+    rate = (timed["tokens"] / timed["step_s"]).groupby(timed["model"], sort=False)
+    median, q1, q3 = rate.median(), rate.quantile(0.25), rate.quantile(0.75)
+    colours = [style["color"] for style in model_styles(median.index).values()]
+    names = [f"{name}\n(n = {n})" for name, n in rate.count().items()]
+    bars = ax.bar(names, median, yerr=[median - q1, q3 - median], color=colours, capsize=6)
+    ax.bar_label(bars, fmt="{:,.0f}", padding=4, weight="bold")
+    ax.set(ylabel="tokens/s", xlabel="bars: median of n timed steps, whiskers: quartiles", ylim=(0, 1.15 * q3.max()))
+    ax.yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    return ax
+
+
+def save_figure(fig: Figure, name: str, folder: Path | None = None) -> list[Path]:
+    """Write <name>.png (200 dpi) and .svg into the folder, by default out/figures: the same bytes each time."""
+    paths = [(folder or output_folder("figures")) / f"{name}{ending}" for ending in (".png", ".svg")]
+    fig.savefig(paths[0], dpi=200, metadata={"Software": None})
+    fig.savefig(paths[1], metadata={"Date": None})
+    return paths

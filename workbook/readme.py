@@ -1,0 +1,74 @@
+"""README.md from templates/README.md.j2 and the numbers of findings.py: here is only how a number is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from workbook import findings
+from workbook.records import ROOT, load_runs
+
+BLOCKS = ("finding", "designs", "sampling", "stories", "cost", "notebooks")  # each a function of findings.py
+
+
+def number(value: float, digits: int = 0) -> str:
+    """1234.5 -> 1,234"""
+    return f"{value:,.{digits}f}"
+
+
+def span(values: pd.Series, digits: int = 0) -> str:
+    """Lowest to highest."""
+    return f"{number(values.min(), digits)} to {number(values.max(), digits)}"
+
+
+FILTERS = {
+    "number": number,
+    "span": span,
+    "millions": lambda value, digits=1: f"{number(value / 1e6, digits)} M",
+    "percent": lambda value, digits=0: f"{number(100 * value, digits)} %",
+    "spread": lambda values, digits=0: f"{number(values.median(), digits)} ({span(values, digits)})",
+    "interval": lambda row, digits=2: f"{number(row['mean'], digits)} ({span(row[['low', 'high']], digits)})",
+}
+
+
+def notebook_link(name: str) -> str:
+    """A link to a notebook, by its number and title: those of its first line."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    title = "".join(cells[0]["source"]).split("\n")[0].removeprefix("# ").replace(" · ", " ", 1)
+    return f"[{title}](notebooks/{name}.ipynb)"
+
+
+def wrap(text: str) -> str:
+    """Paragraphs and list items in lines of at most 120 characters, never inside `code` or before %; the rest as is."""
+
+    def fill(item: str) -> str:
+        item = re.sub(r"`[^`]*`| %", lambda match: match[0].replace(" ", "\0"), " ".join(item.split()))
+        hanging = "  " if item.startswith("* ") else ""
+        lines = textwrap.wrap(item, 120, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(lines).replace("\0", " ")
+
+    blocks = re.split(r"\n{2,}", text.strip())
+    for i, block in enumerate(blocks):
+        if not block.startswith(("#", "```", "|", "![")):
+            blocks[i] = "\n".join(fill(item) for item in re.split(r"\n(?=\* )", block))
+    return "\n\n".join(blocks) + "\n"
+
+
+def render(load: findings.Load = load_runs) -> str:
+    """The whole README.md. ValueError where the record does not bear out a sentence of its template."""
+    folder = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= FILTERS | {"notebook_link": notebook_link}
+    blocks = {name: getattr(findings, name)(load) for name in BLOCKS}
+    return wrap(environment.get_template("README.md.j2").render(blocks))
+
+
+def write_readme(path: Path = ROOT / "README.md") -> Path:
+    """Write README.md from the record; the path."""
+    path.write_text(render(), encoding="utf-8")
+    return path

@@ -1,0 +1,176 @@
+"""The record that comes with the workbook: what makes each file of data/runs, and how it is made again.
+
+`python -m workbook record [NAME…]` runs notebooks or command lines in out/record and copies the files that they make
+to data/runs; then it draws figures/ with its captions and writes README.md. Nothing else writes there.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+import pandas as pd
+
+from workbook import gallery, readme
+from workbook.machine import describe_machine
+from workbook.notebooks import FOLDER, execute
+from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
+
+TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
+RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 --log_every 20 --samples 8 --max_new_tokens 100"
+WHOLE_STORY = "--weight_decay 0.01 --batch_size 8 --similar_lengths --embed_size 192"
+LSTM = f"--models LSTM {WHOLE_STORY} --hidden_size 384 --learning_rate 0.008 --validate_every 200"
+TRANSFORMER = f"--models Transformer {WHOLE_STORY} --n_heads 2 --learning_rate 0.003 --validate_every 150"
+KGRAM = (
+    "--models k-gram --hidden_size 320 --learning_rate 0.003 --corpus_contexts --batch_size 1024 --blanks 0.3 "
+    "--dropout 0.2 --weight_decay 0.2 --validate_every 500"
+)
+
+
+class Recording(NamedTuple):
+    """A notebook with its parameters, or command lines of pico-llm.py; the files that they make; how long it takes."""
+
+    files: str  # without .csv
+    minutes: float
+    notebook: str = ""
+    parameters: dict[str, Any] = {}
+    commands: tuple[str, ...] = ()
+
+
+def five_minutes() -> list[str]:
+    """Three models, three seeds, 300 s each; then a k-gram for 20 s from an embedding of each kind."""
+    long = "--record stories_5min --budget_seconds 300 --output_dir {out}/seed{seed} --seed {seed}"
+    short = f"--record stories_reuse --budget_seconds 20 {KGRAM} --embed_size 192 --seed {{seed}}"
+    start = "--label from_{name} --embedding_from {{out}}/seed0/{model}.safetensors"
+    starts = [start.format(name=model.lower(), model=model) for model in ("LSTM", "Transformer")]
+    lines = [f"{long} {model}" for model in (LSTM, TRANSFORMER, f"{KGRAM} --embed_size 160")]
+    lines += [f"{short} {start}" for start in ("--label fresh", *starts)]
+    return [f"{TEXT} {RECIPE} {line}".replace("{seed}", str(seed)) for line in lines for seed in range(3)]
+
+
+def several_k() -> list[str]:
+    """The k-gram of the five-minute runs with k = 1 … 8, 45 s each."""
+    line = f"{TEXT} {RECIPE} --record stories_k --budget_seconds 45 {KGRAM} --embed_size 160"
+    return [f"{line} --kgram_k {k} --label k={k}" for k in range(1, 9)]
+
+
+def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
+    """A recording by the notebook of that number."""
+    return Recording(files, minutes, next(FOLDER.glob(f"{number}_*.ipynb")).stem, parameters)
+
+
+def recordings() -> dict[str, Recording]:
+    """By name, in the order in which they are made: notebooks 04 to 06 show what the long ones record."""
+    summary, tables = "{0} {0}_summary", "{0} {0}_summary {0}_positions {0}_samples"
+    top_p = "3seqs by_hand coloured_story next_token nucleus_size quality"
+    kgram = "dependency designs designs_summary first_scale floors floors_summary speed stories stories_summary"
+    cost = "growth ladder latency parts processes rates shares texts threads"
+    real = {"STORIES": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BUDGET": 60}
+
+    def names(prefix: str, endings: str) -> str:
+        return " ".join(f"{prefix}_{ending}" for ending in endings.split())
+
+    return {
+        "kgram_stories_long": book("02", "kgram_stories_long_summary", 5, COMPLETE=True),
+        "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
+        "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 8, **real),
+        "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k())),
+        "stories_5min": Recording(
+            f"{tables.format('stories_5min')} {tables.format('stories_reuse')}", 60, commands=tuple(five_minutes())
+        ),
+        "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, STORIES="{stories}"),
+        "01": book("01", summary.format("sanity_check"), 0.5),
+        "02": book("02", names("kgram", kgram), 1.5),
+        "03": book("03", names("top_p", top_p) + " generation_latency", 1.5),
+        "04": book("04", names("stories", "live live_summary live_positions text_builtin window_builtin"), 1.5),
+        "05": book("05", "", 1),
+        "06": book("06", "", 0.5),
+    }
+
+
+def table() -> str:
+    """What can be recorded, as a Markdown table."""
+    lines = ["| name | runs | makes in data/runs | minutes |", "| --- | --- | --- | --- |"]
+    for name, each in recordings().items():
+        with_ = ", ".join(f"{key}={value}" for key, value in each.parameters.items()).replace("{stories}", "FOLDER")
+        what = f"notebook {each.notebook[:2]}" + (f" with {with_}" if with_ else ", in place")
+        what = f"{len(each.commands)} command lines" if each.commands else what
+        files = " ".join((each.files + (" notebooks" if not with_ and each.notebook else "")).split())
+        lines.append(f"| {name} | {what} | {files.replace(' ', ', ')} | {each.minutes:g} |")
+    return "\n".join(lines)
+
+
+def record(names: Sequence[str], stories: str | None = None) -> None:
+    """Make the named recordings again (all of them where none is named), then figures, captions and README.
+
+    `stories` is a folder with train.txt and valid.txt of TinyStories, for those that train on them. ValueError before
+    anything runs for an unknown name or a folder that is needed and missing.
+    """
+    known = recordings()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"nothing to record is called {', '.join(unknown)}; there are {', '.join(known)}")
+    chosen = {name: each for name, each in known.items() if name in names or not names}
+    needy = [name for name, each in chosen.items() if "{stories}" in f"{each.commands}{each.parameters}"]
+    if needy and not (stories and Path(stories).is_dir()):
+        raise ValueError(f"{', '.join(needy)} train on TinyStories; give --stories FOLDER with train.txt and valid.txt")
+    print(f"recording {', '.join(chosen)}: about {sum(each.minutes for each in chosen.values()):.0f} minutes")
+    for name, each in chosen.items():
+        print(f"\n== {name}: {each.notebook or f'{len(each.commands)} command lines'}, {each.minutes:g} minutes")
+        make(each, stories)
+    print(f"\nfigures and README: {draw_record()}")
+
+
+def make(each: Recording, folder_of_stories: str | None) -> None:
+    """Run one recording in out/record and copy its files to data/runs. A file that it did not make is an error."""
+    folder = output_folder("record")
+    runs, stories = folder / "runs", str(folder / "tinystories")
+    runs.mkdir(exist_ok=True)
+    if folder_of_stories:  # whatever the folder is called: records name the text by this
+        Path(stories).unlink(missing_ok=True)
+        Path(stories).symlink_to(Path(folder_of_stories).resolve())
+    files = [f"{name}.csv" for name in each.files.split()]
+    for name in files:
+        (runs / name).unlink(missing_ok=True)
+    before = os.environ.get("WORKBOOK_OUT")
+    os.environ["WORKBOOK_OUT"] = str(folder)  # of the kernel and the command lines
+    try:
+        for line in each.commands:
+            line = line.format(stories=shlex.quote(stories), out=shlex.quote(str(folder)))
+            print(f"$ python pico-llm.py {line}", flush=True)
+            subprocess.run([sys.executable, "pico-llm.py", *shlex.split(line)], cwd=ROOT, check=True)
+        if each.notebook:
+            path = FOLDER / f"{each.notebook}.ipynb"
+            values = {key: stories if value == "{stories}" else value for key, value in each.parameters.items()}
+            notebook, seconds = execute(path, values)
+            if not values:
+                nbformat.write(notebook, path)
+                enter_seconds(each.notebook, seconds)
+                files.append("notebooks.csv")
+    finally:
+        del os.environ["WORKBOOK_OUT"]
+        if before is not None:
+            os.environ["WORKBOOK_OUT"] = before
+    for name in files:
+        shutil.copyfile(runs / name, RECORD / name)
+
+
+def enter_seconds(notebook: str, seconds: float) -> None:
+    """A notebook's seconds, among those of the others in the record."""
+    row = pd.DataFrame([{"notebook": notebook, "seconds": seconds}]).assign(**describe_machine())
+    others = load_runs("notebooks")
+    save_run(pd.concat([others[others["notebook"] != notebook], row]).sort_values("notebook"), "notebooks")
+
+
+def draw_record() -> str:
+    """Draw figures/ with its captions from data/runs, and write README.md."""
+    titles = gallery.draw_figures(list(gallery.GALLERY), load_runs, folder=ROOT / "figures")
+    (ROOT / "figures" / "CAPTIONS.md").write_text(gallery.render_captions(titles), encoding="utf-8")
+    readme.write_readme()
+    return f"{len(titles)} figures"

@@ -1,0 +1,253 @@
+"""Slides and pages of the workbook: `python -m workbook site` writes them to out/site, readable without a network.
+
+slides.html is a deck in one file, from the cells of all notebooks that carry a tag: `slide` starts a slide,
+`slide-part` continues it, `notes` is for the speaker. Code is not shown, and beside a figure no other output.
+Each notebook becomes a page, and so does each file of code that it links to. index.html leads to all of them.
+All pictures but those of index.html are taken from the notebooks' cells, so they show what the notebooks' run made.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import html
+import importlib.util
+import itertools
+import mimetypes
+import posixpath
+import re
+from copy import deepcopy
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+from jinja2 import Environment, FileSystemLoader
+from nbconvert import HTMLExporter, SlidesExporter
+from nbconvert.filters import markdown2html
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from workbook.notebooks import tags
+from workbook.records import ROOT, output_folder, short
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tags and nbconvert's words for them
+SEARCH = {option: [str(TEMPLATES)] for option in ("extra_template_basedirs", "extra_template_paths")}  # of nbconvert
+PICTURES = {"image/png", "image/svg+xml"}
+NOT_ON_SLIDES = r"(?ms)^In Colab:.*?$|^## Exercises.*"
+NEXT_SECTION = r"(?ms)(?<=\n)#.*"  # what a cell of notes goes on with
+
+
+class Site:
+    """The folder that is written, and the project's files that its pages link to."""
+
+    def __init__(self, output: Path, pages: list[str]):
+        self.output, self.pages = output, pages
+        self.files: list[Path] = []
+        self.linked: set[str] = set()  # project files, as paths from the root
+        self.dead: set[str] = set()  # links without a target, left as plain text
+
+    def write(self, name: str, content: str | bytes) -> None:
+        path = self.output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        self.files.append(path)
+
+    def rewrite(self, text: str, base: str = "notebooks") -> str:
+        """HTML whose links and pictures, meant as seen from the project's folder `base`, lead to files of the site."""
+
+        def redirect(match: re.Match) -> str:
+            if match["name"] is None:  # a script
+                return match[0]
+            address = html.unescape(match["address"])
+            target = self.picture(address, base) if match["name"] == "src" else self.target(address, base)
+            return match["before"] + (f'{match["name"]}="{html.escape(target)}"' if target else "")
+
+        link = r'(?P<before><(?:a|img)\b[^>]*?\s)(?P<name>href|src)="(?P<address>[^"]*)"'
+        return re.sub(rf"<script\b.*?</script>|{link}", redirect, text, flags=re.S)
+
+    def target(self, address: str, base: str) -> str | None:
+        """Where a link leads in the site: a notebook's page, a name in code, a copy of another file, or nowhere."""
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc or not parts.path or parts.path in self.pages:
+            return address
+        path = posixpath.normpath(posixpath.join(base, unquote(parts.path)))
+        page, fragment = Path(path).stem + ".html", f"#{parts.fragment}" if parts.fragment else ""
+        if path.endswith(".ipynb") and page in self.pages:
+            return page + fragment
+        if path.startswith("..") or not (ROOT / path).is_file():
+            self.dead.add(address)
+            return None
+        self.linked.add(path)
+        return f"source/{path}.html{fragment}" if path.endswith(".py") else f"source/{path}"
+
+    def picture(self, address: str, base: str) -> str:
+        """A picture of the project as a data address."""
+        path = ROOT / base / unquote(address)
+        if urlsplit(address).scheme or not path.is_file():
+            return address
+        return f"data:{mimetypes.guess_type(path)[0]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+    def write_linked(self) -> None:
+        """The files that pages link to: code as pages, others as they are."""
+        for path in sorted(self.linked):
+            content = (ROOT / path).read_bytes()
+            if path.endswith(".py"):
+                up = "../" * (path.count("/") + 1)
+                path, content = f"{path}.html", own_page(title=path, source=code_page(content.decode()), up=up)
+            self.write(f"source/{path}", content)
+
+
+def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
+    """Write the slides, pages and index of the notebooks in `folder` to `output`.
+
+    FileNotFoundError where there is no notebook; ValueError where one has no title, or a slide no start or no output.
+    """
+    books = [read_book(path) for path in sorted(Path(folder).glob("[!.]*.ipynb"))]
+    if not books:
+        raise FileNotFoundError(f"no notebook in {folder}; expected 01_sanity_check.ipynb and so on")
+    site = Site(Path(output), ["index.html", "slides.html", *(book["html"] for book in books)])
+    figures = read_figures(ROOT / "figures")
+    title, lead = read_readme()
+    for figure in figures:
+        figure["caption"] = site.rewrite(markdown2html(figure["caption"]), "figures")
+    lead_html = site.rewrite(markdown2html(lead))
+    site.write("index.html", own_page(title=title, lead=lead_html, books=books, figures=figures))
+    site.write("slides.html", site.rewrite(render_slides(title, lead, books)))
+    for before, book, after in zip([None, *books], books, [*books[1:], None], strict=False):
+        site.write(book["html"], site.rewrite(render_page(book, before, after)))
+    for name in (f"figures/{figure['name']}.png" for figure in figures):
+        site.write(name, (ROOT / name).read_bytes())
+    site.write_linked()
+    return site
+
+
+def write_site(output: Path | None = None) -> None:
+    """Build the site of the project's notebooks in `output` (default: out/site) and print what was written."""
+    output = Path(output or output_folder() / "site")
+    site = build(output)
+    for path in site.files:
+        print(f"{path.stat().st_size / 1e6:7.2f} MB  {short(path)}")
+    for address in sorted(site.dead):
+        print(f"no such file, so the link to it is plain text: {address}")
+    print(f"\nOpen {short(output / 'index.html')} in a browser; no network is needed.")
+    print("slides.html can be mailed alone: arrow keys, S for the speaker's notes; slides.html?print-pdf prints it.")
+
+
+def read_book(path: Path) -> dict:
+    """A notebook with what the index says of it, from its first cell: title, promise (HTML), CPU time."""
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0].source if notebook.cells else ""
+    title = re.search(r"^# (.+)", first, re.M)
+    if not title:
+        raise ValueError(f"{path.name} has no title; expected a first cell that begins with '# …'")
+    promise, time = re.search(r"\*\*(.+?)\*\*", first, re.S), re.search(r"CPU time: ([^.]+)\.", first)
+    book = {"notebook": notebook, "name": path.name, "html": f"{path.stem}.html", "title": title[1].strip()}
+    return book | {"promise": markdown2html(promise[1]) if promise else "", "time": time[1] if time else ""}
+
+
+def read_readme() -> tuple[str, str]:
+    """The README's title, and in Markdown its first paragraph and its finding, which begins a paragraph in bold."""
+    text = re.sub(r"<!--.*?-->\s*", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    heading, *blocks = re.split(r"\n\s*\n", re.split(r"\n## ", text)[0].strip())
+    lead = next(block for block in blocks if not re.match(r"[#!<]|\[!|\*\*", block))
+    finding = next((found[1] for block in blocks if (found := re.match(r"\*\*(.+?)\*\*", block, re.S))), "")
+    first = f"{lead}\n\nThe recorded runs show: **{finding}**" if finding else lead
+    return heading.lstrip("# "), re.sub(r"\]\((?!\w+:)", "](../", first)
+
+
+def read_figures(folder: Path) -> list[dict]:
+    """Name, title and caption (Markdown) of every PNG of the folder; CAPTIONS.md tells them and their order."""
+    text = (folder / "CAPTIONS.md").read_text(encoding="utf-8")
+    entry = r"(?ms)^## (?P<name>\S+)\n+\*\*(?P<title>.+?)\*\*\n+(?:!\[.*?\]\(.*?\)\n+)?(?P<caption>.*?)\s*(?=^## |\Z)"
+    names = {path.stem for path in folder.glob("*.png")}
+    figures = [match.groupdict() for match in re.finditer(entry, text) if match["name"] in names]
+    others = sorted(names - {figure["name"] for figure in figures})
+    return figures + [{"name": name, "title": name.replace("_", " "), "caption": f"`{name}`"} for name in others]
+
+
+def reveal(name: str) -> str:
+    """A file of reveal.js, as the package sphinx-revealjs bundles it; the package is found and not imported."""
+    package = importlib.util.find_spec("sphinx_revealjs")
+    if package is None:
+        raise ModuleNotFoundError("sphinx-revealjs is not installed; run: pip install -r requirements.txt")
+    text = Path(package.submodule_search_locations[0], "_static", "revealjs", name).read_text(encoding="utf-8")
+    return re.sub(r"^//# sourceMappingURL.*", "", text, flags=re.M).replace("</script", r"<\/script")
+
+
+def own_page(**values) -> str:
+    return Environment(loader=FileSystemLoader(TEMPLATES)).get_template("page.html.j2").render(**values)
+
+
+def code_page(source: str) -> str:
+    """Python code as HTML with numbered lines, and an anchor for each name that it defines, as in `Model.step`."""
+    names = {}
+    for node in ast.parse(source).body:
+        for part in (node, *(node.body if isinstance(node, ast.ClassDef) else ())):
+            if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
+                names[str(part.lineno)] = part.name if part is node else f"{node.name}.{part.name}"
+    code = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(linenos="table", linespans="L", wrapcode=True))
+    return re.sub(r' id="L-(\d+)"', lambda line: f' id="{names[line[1]]}"' if line[1] in names else "", code)
+
+
+def name_pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The pictures among a cell's outputs, each with the name under which the cell saves it as `alt`."""
+    pictures = [output for output in cell.get("outputs", []) if PICTURES & set(output.get("data", {}))]
+    names = re.findall(r'(?ms)\bsave_figure\(.*?"(\w+)",?\s*\)$', cell.source)
+    for number, output in enumerate(pictures):
+        name = names[number] if len(names) == len(pictures) else f"{number + 1} of this cell"
+        output.metadata["alt"] = f"Figure: {name.replace('_', ' ')}"
+    return pictures
+
+
+def render_page(book: dict, before: dict | None, after: dict | None) -> str:
+    """A notebook as HTML: without its cell for Colab, with its set-up folded."""
+    notebook = deepcopy(book["notebook"])
+    notebook.metadata.pop("widgets", None)
+    notebook.cells = [cell for cell in notebook.cells if "google.colab" not in cell.source or cell.cell_type != "code"]
+    for cell in notebook.cells:
+        name_pictures(cell)
+    cells = itertools.takewhile(lambda cell: "parameters" not in tags(cell), notebook.cells[1:])
+    if set_up := list(itertools.takewhile(lambda cell: cell.cell_type == "code", cells)):
+        set_up[0].metadata["fold_start"] = set_up[-1].metadata["fold_end"] = True
+    text = markdown2html("\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
+    page = {"title": book["title"], "previous": before, "next": after}
+    page["contents"] = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', text)
+    return HTMLExporter(template_name="workbook_page", **SEARCH).from_notebook_node(notebook, {"page": page})[0]
+
+
+def slide_cell(original: nbformat.NotebookNode, kind: str, book: dict) -> nbformat.NotebookNode:
+    """A copy of a tagged cell, ready for nbconvert: of a cell with a figure only the figure."""
+    cell = deepcopy(original)
+    cell.metadata |= {"slideshow": {"slide_type": kind}, "origin": {"html": book["html"], "title": book["title"]}}
+    if cell.cell_type == "markdown":
+        cell.source = re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source)
+    elif not cell.outputs:
+        where = f"{book['name']}: a cell tagged {tags(cell)}"
+        raise ValueError(f"{where} has no output; run the notebook: {cell.source[:80]!r}")
+    elif pictures := name_pictures(cell):
+        cell.outputs, cell.metadata["tags"] = pictures, [*tags(cell), "figures"]
+    return cell
+
+
+def slide_cells(book: dict) -> list[nbformat.NotebookNode]:
+    """The tagged cells of a notebook; ValueError where the first of them does not start a slide."""
+    tagged = [(cell, SLIDE_TYPES[tag]) for cell in book["notebook"].cells for tag in tags(cell) if tag in SLIDE_TYPES]
+    if tagged and tagged[0][1] != "slide":
+        raise ValueError(f"{book['name']}: a cell tagged {tags(tagged[0][0])} comes before any cell tagged 'slide'")
+    return [slide_cell(cell, kind, book) for cell, kind in tagged]
+
+
+def render_slides(title: str, lead: str, books: list[dict]) -> str:
+    """The deck: a title slide, then the tagged cells, with reveal.js in the file."""
+    front = nbformat.v4.new_markdown_cell(f"# {title}\n\n{lead}", metadata={"tags": ["title"]})
+    front = slide_cell(front, "slide", {"html": "index.html", "title": "Notebooks and figures"})
+    cells = [front, *itertools.chain.from_iterable(map(slide_cells, books))]
+    for number, cell in enumerate(cells):
+        cell.id = f"slide-cell-{number}"  # two notebooks may use the same ids
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    page = {"title": title, "reveal": reveal}
+    hidden = {name: True for name in ("exclude_input", "exclude_output_prompt", "exclude_anchor_links")}
+    exporter = SlidesExporter(template_name="workbook_slides", **SEARCH, **hidden)
+    return exporter.from_notebook_node(notebook, {"page": page})[0]

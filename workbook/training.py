@@ -1,0 +1,364 @@
+"""Training: optimisers, one training step, one model alone (`train`), several in turn (`compare`)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from helpers import ContextBatch, SequenceModel, count_targets, evaluate, next_token_loss
+from workbook.batches import shard
+from workbook.config import TrainingConfig
+from workbook.machine import timed
+
+LossFunction = Callable[[SequenceModel, Tensor], Tensor]
+STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
+STEP_COLUMNS += ["validation_loss"]
+
+
+# ---------------------------------------------------------------- optimisers and the learning rate
+
+
+def make_optimizers(model: SequenceModel, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov & Hutter 2019), or with optimizer "muon" Muon for the matrices between embedding and head.
+
+    Weight decay acts on matrices; without it AdamW is Adam (Kingma & Ba 2015). Muon (Jordan et al. 2024) makes all
+    singular values of an update about 1; scaled to the size of AdamW's (Liu et al. 2025), it takes twice the
+    learning rate here.
+    """
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)] + [model.head.weight]
+    inner, matrices, others = [], [], []
+    for weight in model.parameters():
+        in_table = any(weight is table for table in tables)
+        if weight.ndim < 2:
+            others.append(weight)
+        elif config.optimizer == "muon" and weight.ndim == 2 and not in_table:
+            inner.append(weight)
+        else:
+            matrices.append(weight)
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)]
+    if inner:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, here is {torch.__version__}; use 'adamw'")
+        optimizers.append(torch.optim.Muon(inner, 2 * rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def rate_factor(progress: float, warm_up_share: float, schedule: str) -> float:
+    """What the learning rate is multiplied by: up in a line over `warm_up_share` of the training, then constant
+    or down in half a cosine to a tenth (Loshchilov & Hutter 2017). `progress` runs from 0 to 1."""
+    if progress < warm_up_share:
+        return max(progress / warm_up_share, 0.01)
+    if schedule == "constant":
+        return 1.0
+    return 0.55 + 0.45 * math.cos(math.pi * (progress - warm_up_share) / (1 - warm_up_share))
+
+
+# ---------------------------------------------------------------- one step
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of one number over all processes; the number itself where there is one process."""
+    if distributed.is_initialized():
+        distributed.all_reduce(value)
+        value /= distributed.get_world_size()
+    return value
+
+
+class Replica(nn.Module):
+    """A process's part of the loss, times the number of processes: `DistributedDataParallel` takes the mean of the
+    gradients of a `forward`, which so is that of the whole batch."""
+
+    def __init__(self, model: SequenceModel, loss_fn: LossFunction):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+
+    def forward(self, batch: Tensor | ContextBatch) -> Tensor:
+        part, share = shard(batch, self.rank, self.world_size, self.model.blank)
+        return self.loss_fn(self.model, part) * (share * self.world_size)
+
+
+class Trainer:
+    """One model in training: optimisers, budgets, step rows, its place in the data, and the files that keep them.
+
+    `train` drives one of them through its data, `compare` several of them in turn through the same batches.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        batches: Iterable[Tensor],
+        config: TrainingConfig,
+        *,
+        name: str = "model",
+        run: str = "train",
+        loss_fn: LossFunction = next_token_loss,
+        checkpoint: str | Path | None = None,
+    ):
+        self.model, self.batches, self.config, self.loss_fn = model, batches, config, loss_fn
+        self.labels = {"run": run, "model": name, "seed": config.seed}
+        self.limits = budgets(config, batches)
+        self.optimizers = make_optimizers(model, config)
+        self.rates = [group["lr"] for group in self.groups()]
+        self.path = Path(checkpoint) if checkpoint else None
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        self.counts = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
+        self.rows: list[dict] = []
+        self.best_weights: dict[str, Tensor] | None = None
+        self.generator: torch.Generator | None = getattr(batches, "generator", None)  # of the data order
+        self.order = self.generator.get_state() if self.generator else None  # as it was when this epoch began
+
+    def groups(self) -> list[dict]:
+        """The optimisers' groups of parameters; loading a checkpoint puts new ones in their place."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, by the budget that is nearest to its end."""
+        return max(self.counts[key] / limit for key, limit in self.limits.items())
+
+    def stream(self) -> Iterator[Tensor]:
+        """Batches until the budget is used up, from where the training stands in the data."""
+        while self.progress < 1:
+            if self.generator:
+                self.generator.set_state(self.order)
+            for batch in itertools.islice(self.batches, self.counts["batch"], self.config.max_steps_per_epoch):
+                yield batch
+                if self.progress >= 1:
+                    return
+            if not self.counts["batch"]:
+                done = f"only {self.counts['step']} steps"
+                raise ValueError(f"{done}: batches must be a DataLoader or a list, to be gone through again")
+            self.counts["batch"] = 0
+            self.order = self.generator.get_state() if self.generator else None
+
+    def update(self, batch: Tensor) -> float:
+        """Forward, backward and the optimisers' step; the loss before it. Not finite: the weights stay as they were."""
+        self.model.zero_grad()
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bfloat16):
+            loss = self.loss_fn(self.model, batch)
+        loss.backward()
+        if math.isfinite(value := mean_over_processes(loss.detach()).item()):
+            if self.config.clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+        return value
+
+    def step(self, batch: Tensor) -> dict:
+        """One training step, timed; its row. ValueError where the loss is not finite."""
+        share = self.config.warm_up_share
+        if share is None:
+            share = 0.03 if self.config.schedule == "cosine" else 0.0
+        factor = rate_factor(self.progress, share, self.config.schedule)
+        for group, rate in zip(self.groups(), self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.model.train()
+        batch = batch.to(self.model.device, non_blocking=True)
+        step_s, loss = timed(self.update, batch, device=self.model.device)
+        if distributed.is_initialized():  # the first process's clock is everybody's
+            seconds = torch.tensor(0.0 if self.rank else step_s, device=self.model.device)
+            step_s = mean_over_processes(seconds).item() * distributed.get_world_size()
+        number = self.counts["step"] + 1
+        if not math.isfinite(loss):
+            name = self.labels["model"]
+            raise ValueError(f"{name}: the loss is {loss} at step {number}; try a smaller learning rate")
+        # only now is the batch used: Ctrl-C amid a step leaves it for later
+        row = {"step": number, "steps": 1, "tokens": count_targets(batch, self.model.blank), "loss": loss}
+        row |= {"step_s": step_s, "elapsed_s": self.counts["elapsed_s"] + step_s}
+        self.counts |= {"step": number, "batch": self.counts["batch"] + 1, "elapsed_s": row["elapsed_s"]}
+        self.counts["tokens"] += row["tokens"]
+        return self.labels | row | {"timed": number > self.config.untimed_steps}
+
+    def record(self, row: dict) -> None:
+        """One step into the last row, or into a new one after every `log_every` steps."""
+        if (row["step"] - 1) % self.config.log_every:  # the last row is not full: sums, and the mean loss by tokens
+            last = self.rows.pop()
+            loss = last["loss"] * last["tokens"] + row["loss"] * row["tokens"]
+            row = row | {key: last[key] + row[key] for key in ("steps", "tokens", "step_s")}
+            row |= {"loss": loss / row["tokens"], "timed": last["timed"] and row["timed"]}
+        self.rows.append(row)
+
+    def write_rows(self, path: str | Path, rows: list[dict], mode: str) -> None:
+        frame = pd.DataFrame(rows, columns=STEP_COLUMNS)
+        frame.to_csv(path, index=False, mode=mode, header=mode == "w", lineterminator="\n")
+
+    def validate(self, batches: Iterable[Tensor]) -> None:
+        """The validation loss into the last row; the weights are kept where it is the best so far."""
+        loss = self.rows[-1]["validation_loss"] = evaluate(self.model, batches)["loss"]
+        if loss < self.counts["best"]:
+            self.counts["best"] = loss
+            self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def save(self) -> None:
+        """All that the next step depends on, in one file that is never half written."""
+        if self.path and not self.rank:
+            state = {"model": self.model.state_dict(), "counts": self.counts, "rows": self.rows}
+            state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+            state |= {"random": torch.get_rng_state(), "order": self.order, "best_weights": self.best_weights}
+            partial = self.path.with_suffix(".partial")
+            torch.save(state, partial)
+            partial.replace(self.path)
+
+    def load(self) -> None:
+        """Go on from the checkpoint, where there is one."""
+        if self.path is None or not self.path.exists():
+            return
+        state = torch.load(self.path, map_location=self.model.device, weights_only=True)
+        try:
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path} is of another model; give the sizes it was made with, or delete it"
+            ) from error
+        self.counts, self.rows, self.best_weights = state["counts"], state["rows"], state["best_weights"]
+        torch.set_rng_state(state["random"].cpu())  # of dropout
+        self.order = state["order"].cpu() if state["order"] is not None else None
+
+    def share(self) -> None:
+        """Under torchrun: compute this process's part of each batch, and draw dropout of its own."""
+        if distributed.is_initialized():
+            replica = DistributedDataParallel(Replica(self.model, self.loss_fn), gradient_as_bucket_view=True)
+            self.loss_fn = lambda _, batch: replica(batch)
+            torch.manual_seed(torch.initial_seed() + self.rank)
+
+
+def budgets(config: TrainingConfig, batches: Iterable[Tensor]) -> dict[str, float]:
+    """What ends a training: steps, seconds, tokens; epochs where none of them is given."""
+    limits = {"step": config.steps, "elapsed_s": config.budget_seconds, "tokens": config.budget_tokens}
+    limits = {key: limit for key, limit in limits.items() if limit is not None}
+    if not limits:
+        if not hasattr(batches, "__len__"):
+            raise ValueError("batches have no length, so epochs cannot be counted; give steps, seconds or tokens")
+        epoch = min(len(batches), config.max_steps_per_epoch or len(batches))
+        if not epoch:
+            raise ValueError("there are no batches to train on; expected one or more")
+        limits = {"step": config.epochs * epoch}
+    return limits
+
+
+def progress_bar(label: str, shown: bool) -> tqdm:
+    """A bar from 0 to 1, unless TQDM_DISABLE is set."""
+    hidden = not shown or bool(os.environ.get("TQDM_DISABLE"))
+    return tqdm(
+        total=1.0, desc=label, leave=False, disable=hidden, bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
+    )
+
+
+# ---------------------------------------------------------------- one model, and several
+
+
+def train(
+    model: SequenceModel,
+    batches: Iterable[Tensor],
+    config: TrainingConfig = TrainingConfig(),  # noqa: B008  (it is frozen)
+    *,
+    name: str = "model",
+    run: str = "train",
+    loss_fn: LossFunction = next_token_loss,
+    validation: Iterable[Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train one model until the first of its budgets is used up; its step rows.
+
+    Rows are those of `compare`, each the sum of `config.log_every` steps with their mean loss, and go to the CSV file
+    `log` as they come. With `validation` (batches) the row of every `validate_every`-th step (100 where it is None)
+    and the last hold `validation_loss`, and in the end the model has the weights that were best on them. `loss_fn`
+    and `batches` may be `context_loss` and those of `CorpusContexts`. `checkpoint` is a file written every
+    `save_every` steps, at the end and on Ctrl-C, which ends the training with a warning; where it exists the training
+    goes on from there with the losses that it would have had without a stop. Where several processes have joined
+    (`join_processes`), each computes its part of every batch; the first alone validates, writes and reports.
+    ValueError where a loss is not finite (the weights stay as they were), or `batches` ends.
+    """
+    trainer = Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fn, checkpoint=checkpoint)
+    trainer.load()
+    trainer.share()
+    leads, log_every, validate_every = not trainer.rank, config.log_every, config.validate_every or 100
+    if log and leads:
+        trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // log_every], "w")
+    with progress_bar(run, progress and leads) as bar:
+        try:
+            for batch in trainer.stream():
+                row = trainer.step(batch)
+                trainer.record(row)
+                if leads and validation is not None and (trainer.progress >= 1 or row["step"] % validate_every == 0):
+                    trainer.validate(validation)
+                if leads and log and row["step"] % log_every == 0:
+                    trainer.write_rows(log, trainer.rows[-1:], "a")
+                if row["step"] % config.save_every == 0:
+                    trainer.save()
+                bar.set_postfix_str(
+                    f"loss {row['loss']:.3f}, {row['tokens'] / row['step_s']:,.0f} tokens/s", refresh=False
+                )
+                bar.update(min(1.0, trainer.progress) - bar.n)
+                if leads and on_step:
+                    on_step(row)
+        except KeyboardInterrupt:
+            warnings.warn(f"{name}: stopped after step {trainer.counts['step']}; that much is kept", stacklevel=2)
+    trainer.save()
+    if leads and log:
+        trainer.write_rows(log, trainer.rows, "w")  # the last row too, which may not be full
+    if trainer.best_weights is not None:
+        model.load_state_dict(trainer.best_weights)
+    if distributed.is_initialized() and validation is not None:
+        for value in model.state_dict().values():
+            distributed.broadcast(value, 0)
+    return pd.DataFrame(trainer.rows)
+
+
+def compare(
+    models: Mapping[str, SequenceModel],
+    batches: Iterable[Tensor],
+    config: TrainingConfig = TrainingConfig(),  # noqa: B008
+    *,
+    run: str = "compare",
+    loss_fn: LossFunction | Mapping[str, LossFunction] = next_token_loss,
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train all models on the same batches, one step each in turn; the step rows, model by model.
+
+    The model that goes first changes from step to step, so that a noisy machine hits all alike. The budget must be
+    one that all use up together: steps or epochs. `loss_fn` may differ by name; `on_step` gets each step row, outside
+    the clock. A step row holds run, model, seed, step, steps (how many it sums: 1), tokens (real targets), loss
+    (nats, before the update), step_s and elapsed_s (seconds in this model's own steps) and timed (False for the first
+    `untimed_steps`, which no rate counts). ValueError where a loss is not finite (the weights stay as they were) or
+    `batches` ends early.
+    """
+    if not models:
+        raise ValueError("there is no model to train; expected {name: model}")
+    if config.budget_seconds is not None or config.budget_tokens is not None:
+        raise ValueError("compare trains for steps or epochs; expected no budget_seconds and no budget_tokens")
+    loss_fns = loss_fn if isinstance(loss_fn, Mapping) else dict.fromkeys(models, loss_fn)
+    trainers = {
+        name: Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fns[name])
+        for name, model in models.items()
+    }
+    rows, names = [], list(models)
+    leader = trainers[names[0]]
+    with progress_bar(run, progress) as bar:
+        for number, batch in enumerate(leader.stream(), start=1):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                rows.append(trainers[name].step(batch))
+                if on_step:
+                    on_step(rows[-1])
+            bar.update(min(1.0, leader.progress) - bar.n)
+    frame = pd.DataFrame(rows)
+    return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
