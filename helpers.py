@@ -23,7 +23,7 @@ import codecs
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -158,17 +158,17 @@ class KGramMLPSeqModel(SequenceModel):
     def __init__(self, net: nn.Module, *, vocab_size: int, k: int, chunk_size: int | None = None, tied: bool = False):
         if not isinstance(net, nn.Module):
             raise TypeError(f"net is {net!r}; expected a module that maps contexts (N, k) to (N, net.hidden_size)")
-        if not isinstance(getattr(net, "hidden_size", None), int):
+        width = getattr(net, "hidden_size", None)
+        if not isinstance(width, int):
             raise TypeError(f"{type(net).__name__} has no whole number hidden_size; the head needs the net's width")
         for name, value in (("k", k), ("vocab_size", vocab_size), ("chunk_size", chunk_size or 1)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
-        super().__init__(vocab_size, net.hidden_size)
-        self.net = net
-        self.k = k
-        self.chunk_size = chunk_size
+        super().__init__(vocab_size, width)
+        self.net, self.k, self.chunk_size = net, k, chunk_size
         if tied:
-            self.tie(net.embedding)
+            table: Any = net.embedding
+            self.tie(table)
 
     def apply_net(self, contexts: Tensor) -> Tensor:  # (N, k) -> (N, H)
         """The net, and the projection to a tied head, `chunk_size` contexts at a time, with its output checked."""
@@ -338,13 +338,14 @@ class TransformerModel(SequenceModel):
         super().__init__(vocab_size, d_model)
         self.embedding = TokenEmbedding(vocab_size, d_model)
         self.positions = nn.Embedding(max_length, d_model) if positions == "learned" else None
-        blocks = (TransformerBlock(d_model, n_heads, norm, mlp, positions == "rotary") for _ in range(n_blocks))
+        self.n_heads = n_heads
+        blocks = [TransformerBlock(d_model, n_heads, norm, mlp, positions == "rotary") for _ in range(n_blocks)]
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = RMSNorm(d_model) if norm == "pre" else nn.Identity()
         if tied:
             self.head.weight = self.embedding.weight
         self.apply(self.draw_weights)
-        for block in self.blocks:  # the sum of 2 * n_blocks outputs keeps the size of one (Radford et al. 2019)
+        for block in blocks:  # the sum of 2 * n_blocks outputs keeps the size of one (Radford et al. 2019)
             for last in (block.attention_out, block.mlp_out):
                 last.weight.data /= math.sqrt(2 * n_blocks)
 
@@ -374,8 +375,7 @@ class TransformerModel(SequenceModel):
         return self.final_norm(x).transpose(0, 1), pasts
 
     def start(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-        heads, width = self.blocks[0].n_heads, self.head.in_features // self.blocks[0].n_heads
-        empty = self.head.weight.new_zeros(batch_size, heads, 0, width)
+        empty = self.head.weight.new_zeros(batch_size, self.n_heads, 0, self.head.in_features // self.n_heads)
         return [(empty, empty)] * len(self.blocks)
 
     def step(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
@@ -386,7 +386,7 @@ class TransformerModel(SequenceModel):
         return self.logits(hidden[-1]), state
 
 
-def count_parameters(model: nn.Module) -> dict[str, int]:
+def count_parameters(model: SequenceModel) -> dict[str, int]:
     """`parameters`: all; `body`: without the tables that token ids index and without the head."""
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     outside = {id(weight) for weight in [*tables, *model.head.parameters()]}
@@ -419,7 +419,8 @@ class ContextBatch(NamedTuple):
     tokens: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ContextBatch:
-        return ContextBatch(*(part.to(device, non_blocking=non_blocking) for part in self[:4]), self.tokens)
+        contexts, row, target, share = (part.to(device, non_blocking=non_blocking) for part in self[:4])
+        return ContextBatch(contexts, row, target, share, self.tokens)
 
 
 def count_targets(tokens: Tensor | ContextBatch, blank: int = VOCAB_SIZE) -> int:
@@ -438,8 +439,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         device = rows.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         products = (rows.to(narrow), weight.to(narrow), bias.to(narrow)) if narrow else (rows, weight, bias)
-        edges = torch.arange(0, len(rows) + chunk_rows, chunk_rows, device=row.device)
-        edges = torch.searchsorted(row, edges).tolist()  # pairs are sorted by row
+        begins = torch.arange(0, len(rows) + chunk_rows, chunk_rows, device=row.device)
+        edges: list[int] = torch.searchsorted(row, begins).tolist()  # pairs are sorted by row
         loss = share.new_zeros(())
         if with_gradient:
             empty = torch.zeros_like if narrow else torch.empty_like
@@ -722,12 +723,13 @@ def generate(
         raise ValueError("the prompt is empty; the models predict from at least one token: try '0' or 'Once upon a'")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; expected 0 or more")
-    was_training, new = model.training, []
+    was_training = model.training
+    new: list[int] = []
     model.eval()
     stream = token_stream(model, torch.tensor(ids, device=model.device)[:, None], top_p, temperature, generator, top_k)
     try:
         for tokens, logits in itertools.islice(stream, max_new_tokens):
-            new.append(tokens.item())
+            new.append(int(tokens))
             if on_token:
                 on_token(new[-1], logits[0])
             if stop and stop in tokenizer.decode(new[-len(stop.encode()) :]):  # a token is a byte or more
@@ -739,7 +741,7 @@ def generate(
     return text if end < 0 else text[:end]
 
 
-def nearest_tokens(model: nn.Module, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
+def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
     """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
 
     `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
@@ -749,13 +751,13 @@ def nearest_tokens(model: nn.Module, tokens: Sequence[int], count: int = 3, tabl
     if table not in tables:
         raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
     rows = nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
-    tokens = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
-    cosine = rows[tokens] @ rows.t()  # (N, V)
-    cosine.scatter_(1, tokens[:, None], -math.inf)
+    ids = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
+    cosine = rows[ids] @ rows.t()  # (N, V)
+    cosine.scatter_(1, ids[:, None], -math.inf)
     return cosine.topk(min(count, len(rows) - 1)).indices
 
 
-def annotate(model: nn.Module, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
+def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
     """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
 
     Tokens that only together make up a character are written as that character, with the neighbours of each

@@ -1,20 +1,28 @@
-"""The command line: the notes' command word for word, each option, each kind of bad value."""
+"""The command line: the notes' command word for word, the effect of each option, each kind of bad value."""
 
 import contextlib
+import dataclasses as dc
 import functools
 import importlib.util
 import io
+import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from oracles import ROOT
 from safetensors.torch import load_file, load_model
+
+from workbook import fast
+from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig
+from workbook.experiment import build_model
 
 NOTES = (
     "python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_size 32 --max_steps_per_epoch 1 "
@@ -51,6 +59,13 @@ def run(pico_llm):
 def usual(run):
     """What `run` returned for these options the first time."""
     return functools.cache(run)
+
+
+def results(printed):
+    """What was computed, without what only repeats an option: losses, targets, and the text of samples."""
+    lines = re.findall(r"mean loss ([\d.]+), ([\d,]+) tokens|^  [^|]*\| (.*)", printed, flags=re.M)
+    assert lines
+    return lines
 
 
 def test_the_command_of_the_notes():
@@ -106,8 +121,8 @@ def test_the_command_of_the_notes():
         "--monosemantic_enabled head",
     ],
 )
-def test_each_option_changes_what_is_printed(run, usual, option):  # TRAPS 26
-    assert run(option) != usual()
+def test_each_option_changes_what_is_computed(run, usual, option):
+    assert results(run(option)) != results(usual())
 
 
 def test_the_same_options_print_the_same(run, usual):
@@ -117,12 +132,19 @@ def test_the_same_options_print_the_same(run, usual):
 @pytest.mark.parametrize(
     "option", ["--n_heads 2", "--n_blocks 1", "--norm post", "--positions none", "--positions learned"]
 )
-def test_each_option_of_the_transformer_changes_what_is_printed(run, usual, option):  # TRAPS 26
+def test_each_option_of_the_transformer_changes_what_is_computed(run, usual, option):
     options = "--models transformer --learning_rate 0.01 --max_steps_per_epoch 4"
-    assert run(f"{options} {option}") != usual(options)
+    assert results(run(f"{options} {option}")) != results(usual(options))
 
 
-def test_input_files_and_stories_change_the_text(run, tmp_path):  # TRAPS 26
+def test_a_block_is_cut_to_its_size_in_files_and_in_stories(run):
+    """A batch of 8 lines that are longer than the block has 8 x (block - 1) targets."""
+    for size in (12, 20):
+        assert f", {2 * 8 * (size - 1)} tokens" in run(f"--block_size {size}")
+        assert f", {2 * 8 * (size - 1)} tokens" in run(f"--block_size {size} --tinystories_weight 1")
+
+
+def test_input_files_and_stories_change_the_text(run, tmp_path):
     (tmp_path / "mine.txt").write_text("a b c d e f g\n" * 9)
     (tmp_path / "tales.txt").write_text("<|endoftext|>\n".join(f"Tale {i} ends well.\n" for i in range(40)))
     assert "files: 9 sequences, 1 distinct" in run(f"--input_files {tmp_path / 'mine.txt'}")
@@ -131,7 +153,7 @@ def test_input_files_and_stories_change_the_text(run, tmp_path):  # TRAPS 26
     assert run(f"--tinystories_weight 1 --stories {tmp_path / 'tales.txt'}") != builtin
 
 
-def test_samples_end_before_the_stop_text(run):  # TRAPS 26
+def test_samples_end_before_the_stop_text(run):
     learnt = "--epochs 3 --max_steps_per_epoch 12 --learning_rate 0.05 --embed_size 16 --prompt '0 1 2' --top_p 0.5"
     samples = re.findall(r"\| '(.*)'", run(learnt))[-2:]
     assert [sample.startswith("0 1 2 3 4 5") for sample in samples] == [True, True], samples
@@ -150,30 +172,28 @@ def test_annotated_samples_hold_the_text_and_neighbours_of_each_new_token(run):
     assert [line.split(" | ", 1)[1] for line in stopped if " | " in line] == ["'a 🦜'", "a 🦜"] * 3
 
 
-def test_chunks_change_the_work_and_not_the_result(pico_llm, run):  # TRAPS 26
-    args = pico_llm.build_parser().parse_args(["--kgram_chunk_size", "5"])
-    assert pico_llm.build_model("kgram", args, 100).chunk_size == 5
+def test_chunks_change_the_work_and_not_the_result(pico_llm, run):
+    assert build_model("k-gram", ModelConfig(kgram_chunk_size=5), 100).chunk_size == 5
     chunked, whole = (re.search(r"mean loss ([\d.]+)", run(more)).group(1) for more in ("--kgram_chunk_size 5", ""))
     assert float(chunked) == pytest.approx(float(whole), abs=2e-4)
 
 
-def test_output_dir_keeps_losses_and_weights(run, tmp_path):  # TRAPS 24, 26
+def test_output_dir_keeps_losses_and_weights(run, tmp_path):
     run(f"--output_dir {tmp_path / 'new' / 'folder'}")
     folder = tmp_path / "new" / "folder"
-    names = ["kgram.checkpoint.pt", "kgram.csv", "kgram.safetensors"]
+    names = ["k-gram.checkpoint.pt", "k-gram.csv", "k-gram.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert len(pd.read_csv(folder / "kgram.csv")) == 2
-    assert load_file(folder / "kgram.safetensors")["net.embedding.weight"].shape == (50_257, 8)
+    assert len(pd.read_csv(folder / "k-gram.csv")) == 2
+    assert load_file(folder / "k-gram.safetensors")["net.embedding.weight"].shape == (50_257, 8)
 
 
-def test_tied_weights_are_saved_once_and_come_back(pico_llm, run, tmp_path):  # TRAPS 24
+def test_tied_weights_are_saved_once_and_come_back(pico_llm, run, tmp_path):
     run(f"--models transformer --output_dir {tmp_path}")
-    args = pico_llm.build_parser().parse_args(["--embed_size", "8"])
-    model = pico_llm.build_model("transformer", args, 50_257)
+    model = build_model("Transformer", ModelConfig(embed_size=8), 50_257)
     before = model.embedding.weight.clone()
-    load_model(model, tmp_path / "transformer.safetensors")
+    load_model(model, tmp_path / "Transformer.safetensors")
     assert model.head.weight is model.embedding.weight and not torch.equal(before, model.embedding.weight)
-    assert len(load_file(tmp_path / "transformer.safetensors")) == len(dict(model.named_parameters()))
+    assert len(load_file(tmp_path / "Transformer.safetensors")) == len(dict(model.named_parameters()))
 
 
 def test_resume_goes_on_where_a_training_stopped(run, tmp_path):
@@ -181,7 +201,7 @@ def test_resume_goes_on_where_a_training_stopped(run, tmp_path):
     run(f"--epochs 2 --output_dir {tmp_path}")
     resumed = run(f"--epochs 4 --output_dir {tmp_path} --resume")
     assert "goes on from" in resumed and re.findall(r"mean loss ([\d.]+)", resumed) == whole[2:]
-    assert len(pd.read_csv(tmp_path / "kgram.csv")) == 8
+    assert len(pd.read_csv(tmp_path / "k-gram.csv")) == 8
     assert "goes on from" not in run(f"--epochs 1 --output_dir {tmp_path}")
 
 
@@ -201,7 +221,7 @@ def test_two_processes_have_the_losses_of_one(run, tmp_path):
     run(f"{options} {tmp_path / 'one'}")
     printed = torchrun(f"{options} {tmp_path / 'two'}")
     assert "2 processes" in printed and printed.count("epoch 1/1") == 3  # one of them speaks
-    for model in ("lstm", "kgram", "transformer"):
+    for model in ("LSTM", "k-gram", "Transformer"):
         one, two = (pd.read_csv(tmp_path / folder / f"{model}.csv") for folder in ("one", "two"))
         assert one["tokens"].tolist() == two["tokens"].tolist() and len(two) == 4  # one of them writes
         assert two["loss"].tolist() == pytest.approx(one["loss"].tolist(), abs=2e-6)
@@ -215,25 +235,47 @@ def test_two_processes_go_on_from_the_checkpoint_of_one(run, tmp_path):
     run(f"{options} {tmp_path / 'one'} --epochs 4")
     run(f"{options} {tmp_path / 'two'} --epochs 2")
     printed = torchrun(f"{options} {tmp_path / 'two'} --epochs 4 --resume")
-    one, two = (pd.read_csv(tmp_path / folder / "kgram.csv")["loss"].tolist() for folder in ("one", "two"))
+    one, two = (pd.read_csv(tmp_path / folder / "k-gram.csv")["loss"].tolist() for folder in ("one", "two"))
     assert "goes on from" in printed and two == pytest.approx(one, abs=2e-6) and len(two) == 8
 
 
-def test_compile_reaches_the_net_and_the_blocks(pico_llm, monkeypatch, capsys):  # TRAPS 26
+def test_compile_reaches_the_net_and_the_blocks(run, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__))
-    args = pico_llm.build_parser().parse_args(["--compile", "--n_blocks", "3"])
-    for name in ("kgram", "transformer", "lstm"):
-        pico_llm.build_model(name, args, 100)
+    for name in ("k-gram", "Transformer", "LSTM"):
+        build_model(name, ModelConfig(compile=True, n_blocks=3), 100)
     assert compiled == ["EmbeddingMLP"] + ["TransformerBlock"] * 3
-    assert "lstm: --compile leaves it as it is" in capsys.readouterr().out
+    assert "LSTM: --compile leaves it as it is" in run("--models LSTM --compile")
 
 
-def test_a_budget_in_seconds_ends_the_training(run):
-    printed = run("--budget_seconds 0.3 --max_new_tokens 1")
-    seconds = float(re.search(r"tokens in ([\d.]+) s", printed).group(1))
-    steps = int(re.search(r"(\d+) steps, [\d,]+ tokens in", printed).group(1))
-    assert seconds >= 0.3 and steps > 2 and "epoch 1:" in printed
+def test_budgets_end_the_training(run, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.25 * next(ticks))  # each step takes 0.25 s
+    printed = run("--budget_seconds 1.4 --max_new_tokens 1")
+    assert "6 steps, 528 tokens in 1.5 s" in printed and "epoch 3:" in printed
+    steps, tokens = run("--steps 3"), run("--budget_tokens 400")  # 88 targets a step, 2 steps an epoch
+    assert "epoch 1:" in steps and "epoch 2:" not in steps and "epoch 2:" in tokens and "epoch 3:" not in tokens
+
+
+def test_speed_settings_are_recorded_as_they_were(run, workbook_out):
+    run("--record tale --label usual")
+    run("--record tale --label plain --no-onednn_linear --no-keep_memory --no-large_pages")
+    rows = pd.read_csv(workbook_out / "runs" / "tale_summary.csv").set_index("model")
+    assert not rows.loc["plain", ["onednn_linear", "keep_memory", "large_pages"]].any()
+    assert rows.loc["usual", "large_pages"] and rows.loc["usual", "onednn_linear"] == fast.has_onednn_linear()
+    assert rows["final_loss"].nunique() == 1  # they change the speed and nothing else
+
+
+def test_a_run_row_says_how_to_make_it_again(run, workbook_out):
+    printed = run("--record tale --kgram_k 2 --learning_rate 0.01 --clip 1 --label first")
+    row = pd.read_csv(workbook_out / "runs" / "tale_summary.csv").iloc[0]
+    configs = (TextConfig, ModelConfig, BatchConfig, TrainingConfig)
+    fields = {field.name for config in configs for field in dc.fields(config)}
+    assert fields <= set(row.index) and row["models"] == "k-gram"
+    switches = {name for name in fields if isinstance(row[name], (bool, np.bool_))}  # all off here
+    given = [f"--{name} {row[name]}" for name in sorted(fields - switches) if pd.notna(row[name])]
+    again = run(" ".join(given) + " --record tale --label again")
+    assert results(printed) == results(again)
 
 
 def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
@@ -254,7 +296,7 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--learning_rate 0", "expected above 0"),
         ("--learning_rate inf", "--learning_rate: inf is out of range"),
         ("--embed_size -3", "--embed_size"),
-        ("--models transformer2", "--models"),
+        ("--models transformer2", "--models: invalid choice: 'transformer2'"),
         ("--models transformer --n_heads 3", "d_model is 8, n_heads 3"),
         ("--norm layer", "--norm: invalid choice"),
         ("--no_such_option", "--no_such_option"),
@@ -298,7 +340,7 @@ def test_a_checkpoint_of_another_model_says_so(pico_llm, run, capsys, tmp_path):
     with pytest.raises(SystemExit):
         pico_llm.main(shlex.split(QUICK) + shlex.split(f"--output_dir {tmp_path} --resume --embed_size 10"))
     error = capsys.readouterr().err
-    assert "kgram.checkpoint.pt is of another model" in error and error.count("\n") == 1
+    assert "k-gram.checkpoint.pt is of another model" in error and error.count("\n") == 1
 
 
 def test_binary_input_and_divergence_end_with_one_line(pico_llm, capsys, tmp_path):
@@ -324,7 +366,7 @@ STORIES = (
 )
 
 
-def test_validation_and_records(run, workbook_out):  # TRAPS 26
+def test_validation_and_records(run, workbook_out):
     shown = run(f"{STORIES} --compact --record tale --samples 2 --validate_every 1 --log_every 2")
     found = re.search(r"validation: ([\d.]+) nats a token, perplexity .* order 4 ([\d.]+), mixed ([\d.]+)", shown)
     net, counted, mixed = map(float, found.groups())
@@ -333,30 +375,30 @@ def test_validation_and_records(run, workbook_out):  # TRAPS 26
     runs = {path.stem: pd.read_csv(path) for path in (workbook_out / "runs").iterdir()}
     assert sorted(runs) == ["tale", "tale_positions", "tale_samples", "tale_summary"]
     summary = runs["tale_summary"].set_index("model")
-    assert summary.index.tolist() == ["kgram", "other"] and summary["seed"].tolist() == [0, 1]
-    assert summary.loc["kgram", "validation_loss"] == pytest.approx(net, abs=1e-4)
-    assert summary.loc["kgram", "vocab_size"] < 300 and summary["data_hash"].nunique() == 1
+    assert summary.index.tolist() == ["k-gram", "other"] and summary["seed"].tolist() == [0, 1]
+    assert summary.loc["k-gram", "validation_loss"] == pytest.approx(net, abs=1e-4)
+    assert summary.loc["k-gram", "vocab_size"] < 300 and summary["data_hash"].nunique() == 1
     steps, samples = runs["tale"], runs["tale_samples"]
-    assert steps.query("model == 'kgram'")["step"].tolist() == [2] and steps["validation_loss"].notna().iloc[0]
-    assert samples.query("model == 'kgram'")["setting"].tolist() == ["greedy"] + ["p = 0.95"] * 2 + ["p = 1.0"] * 2
-    positions = runs["tale_positions"].query("model == 'kgram'")
+    assert steps.query("model == 'k-gram'")["step"].tolist() == [2] and steps["validation_loss"].notna().iloc[0]
+    assert samples.query("model == 'k-gram'")["setting"].tolist() == ["greedy"] + ["p = 0.95"] * 2 + ["p = 1.0"] * 2
+    positions = runs["tale_positions"].query("model == 'k-gram'")
     weighted = (positions["loss"] * positions["targets"]).sum() / positions["targets"].sum()
     assert weighted == pytest.approx(net, abs=1e-3) and positions["from"].tolist()[:4] == [1, 2, 3, 4]
     assert positions["to"].max() == 39  # the last span ends where the longest story does
 
 
-def test_a_model_starts_from_anothers_embedding(pico_llm, run, capsys, tmp_path):  # TRAPS 26
+def test_a_model_starts_from_anothers_embedding(pico_llm, run, capsys, tmp_path):
     run(f"--models lstm --output_dir {tmp_path}")
-    table = load_file(tmp_path / "lstm.safetensors")["embedding.weight"]
-    options = ["--embed_size", "8", "--embedding_from", str(tmp_path / "lstm.safetensors")]
-    model = pico_llm.build_model("kgram", pico_llm.build_parser().parse_args(options), 50_257)
+    table = load_file(tmp_path / "LSTM.safetensors")["embedding.weight"]
+    options = ["--embed_size", "8", "--embedding_from", str(tmp_path / "LSTM.safetensors")]
+    model = build_model("k-gram", ModelConfig(embed_size=8, embedding_from=tmp_path / "LSTM.safetensors"), 50_257)
     assert torch.equal(model.net.embedding.weight, table)
     with pytest.raises(SystemExit):
         pico_llm.main(shlex.split(QUICK) + [*options, "--embed_size", "9"])
-    assert "is (50257, 8); the kgram needs (50257, 9)" in capsys.readouterr().err
+    assert "is (50257, 8); the k-gram needs (50257, 9)" in capsys.readouterr().err
 
 
-def test_stories_of_a_folder_and_their_number(run, tmp_path):  # TRAPS 26
+def test_stories_of_a_folder_and_their_number(run, tmp_path):
     for name, start in (("train", 0), ("valid", 100)):
         tales = "<|endoftext|>".join(f"Tale {i} ends well." for i in range(start, start + 50))
         (tmp_path / f"{name}.txt").write_text(tales)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,10 @@ def pad_batch(sequences: Sequence[Tensor], blank: int = VOCAB_SIZE) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
 
 
-class _SimilarLengths(Sampler):
+class SimilarLengths(Sampler):
     """Batches of indices: of every 50 batches' worth in the order of `base`, neighbours in length come together."""
 
-    def __init__(self, base: Sampler, lengths: Sequence[int], batch_size: int, generator: torch.Generator):
+    def __init__(self, base: Any, lengths: Sequence[int], batch_size: int, generator: torch.Generator):
         self.base, self.lengths, self.batch_size, self.generator = base, lengths, batch_size, generator
 
     def __len__(self) -> int:
@@ -85,16 +86,18 @@ def make_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     generator = torch.Generator().manual_seed(seed)
+    sampler: Sampler[int] = SequentialSampler(sequences)
     if weights is not None:
         sampler = WeightedRandomSampler(weights, len(sequences), generator=generator)
-    else:
-        sampler = RandomSampler(sequences, generator=generator) if shuffle else SequentialSampler(sequences)
-    options = {"batch_size": batch_size, "sampler": sampler}
+    elif shuffle:
+        sampler = RandomSampler(sequences, generator=generator)
+    options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
     if similar_lengths:
         lengths = [len(sequence) for sequence in sequences]
-        options = {"batch_sampler": _SimilarLengths(sampler, lengths, batch_size, generator)}
+        options = {"batch_sampler": SimilarLengths(sampler, lengths, batch_size, generator)}
     options |= {"generator": generator, "pin_memory": torch.cuda.is_available()}
-    return DataLoader(sequences, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+    items: Any = sequences  # a list serves as a Dataset
+    return DataLoader(items, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
 
 
 class CorpusContexts:
@@ -140,9 +143,11 @@ class CorpusContexts:
                 contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], self.blank)
             return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
 
-        sampler = WeightedRandomSampler(chance, len(self), generator=generator)
-        options = {"generator": generator, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(range(len(self)), batch_size, sampler=sampler, collate_fn=collate, **options)
+        options: dict[str, Any] = {"generator": generator, "pin_memory": torch.cuda.is_available()}
+        weights: Any = chance
+        options["sampler"] = WeightedRandomSampler(weights, len(self), generator=generator)
+        rows: Any = range(len(self))
+        return DataLoader(rows, batch_size, collate_fn=collate, **options)
 
 
 def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:
@@ -157,6 +162,6 @@ def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) 
         row = batch.row[mine] // world_size
         part = ContextBatch(batch.contexts[rank::world_size], row, batch.target[mine], batch.share[mine], batch.tokens)
         return (part, 1.0) if len(row) else (batch, 0.0)
-    part, total = batch[:, rank::world_size], count_targets(batch, blank)
-    share = count_targets(part, blank) / max(total, 1)
-    return (part, share) if share else (batch, 0.0)
+    columns, total = batch[:, rank::world_size], count_targets(batch, blank)
+    share = count_targets(columns, blank) / max(total, 1)
+    return (columns, share) if share else (batch, 0.0)

@@ -7,10 +7,9 @@ functions take, and the columns of a run row. `python3 pico-llm.py --help` lists
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -18,31 +17,32 @@ from typing import Any, TypeVar, get_args, get_type_hints
 C = TypeVar("C", bound="Options")
 NAMES = {int: "whole number", float: "number"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+MANY = 10**9
 
 
-def option(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, above: bool = False, **more):
+def option(default: Any, help: str, low: float = -math.inf, high: float = math.inf, above: bool = False, **more: Any):
     """A field: `low` and `high` bound a number, `above` leaves `low` itself out; `more`: choices, const."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, **more})
 
 
-def expected(rule: dict) -> str:
+def expected(rule: Mapping[str, Any]) -> str:
     """What a number must be, in words."""
-    start = f"above {rule['low']:g}" if rule["above"] else f"{rule['low']:,g}" if abs(rule["low"]) < 1e6 else ""
-    start = "" if rule["low"] == -math.inf else start
-    return start + (f" to {rule['high']:,}" if rule["high"] < math.inf else "" if rule["above"] else " or more")
+    start = f"above {rule['low']:g}" if rule["above"] else f"{rule['low']:,g}"
+    return start + (f" to {rule['high']:,.0f}" if rule["high"] < math.inf else "" if rule["above"] else " or more")
 
 
-def is_allowed(value: float, rule: dict) -> bool:
+def is_allowed(value: float, rule: Mapping[str, Any]) -> bool:
     """Whether a number lies in the range of its option."""
-    lies_above = value > rule["low"] if rule["above"] else value >= rule["low"]
-    return math.isfinite(value) and lies_above and value <= rule["high"]
+    above_low = value > rule["low"] if rule["above"] else value >= rule["low"]
+    return math.isfinite(value) and above_low and value <= rule["high"]
 
 
+@dataclass(frozen=True)
 class Options:
     """What the dataclasses below have in common: a value out of its range is a ValueError."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]
+        for each in fields(self):
             value, rule = getattr(self, each.name), each.metadata
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, (int, float)) and not isinstance(one, bool) and not is_allowed(one, rule):
@@ -56,20 +56,16 @@ class TextConfig(Options):
     """text"""
 
     input_files: tuple[str, ...] = option((), "one sequence a line; also looked up in data/")
-    tinystories_weight: float = option(
-        0.5, "chance that a training sequence is a story, not a line of a file; without files all are", low=0, high=1
-    )
+    tinystories_weight: float = option(0.5, "chance of a story, not a line of a file; without files all are", 0, 1)
     stories: str = option(
         "builtin",
         "builtin, small, hub (TinyStories through datasets), a text file with <|endoftext|> between stories, of which "
         "one in ten is for validation, or a folder with train.txt and valid.txt",
     )
-    max_stories: int = option(2000, "stories to train on", low=1, high=10**9)
-    validation_stories: int = option(
-        0, "stories kept for validation to measure the loss on, beside Kneser-Ney counts", low=0, high=10**9
-    )
+    max_stories: int = option(2000, "stories to train on", 1, MANY)
+    validation_stories: int = option(0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY)
     compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
-    block_size: int = option(128, "tokens of a sequence, from its start", low=2, high=10**6)
+    block_size: int = option(128, "tokens of a sequence, from its start", 2, 10**6)
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,18 @@ class ModelConfig(Options):
     models: tuple[str, ...] = option(
         ("LSTM", "k-gram"), "which to train, one after the other", choices=("LSTM", "k-gram", "Transformer")
     )
-    embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", low=1, high=10**6)
-    hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", low=1, high=10**6)
-    kgram_k: int = option(3, "tokens of context", low=1, high=1000)
-    kgram_chunk_size: int | None = option(None, "contexts that go through the net at once (all)", low=1, high=10**9)
-    num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", low=0, high=1000)
-    n_heads: int = option(4, "attention heads of the Transformer; E must be a multiple of 2 N", low=1, high=1000)
-    n_blocks: int = option(2, "blocks of the Transformer", low=1, high=1000)
+    embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", 1, 10**6)
+    hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6)
+    kgram_k: int = option(3, "tokens of context", 1, 1000)
+    kgram_chunk_size: int | None = option(None, "contexts that go through the net at once (all)", 1, MANY)
+    num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", 0, 1000)
+    n_heads: int = option(4, "attention heads of the Transformer; E must be a multiple of 2 N", 1, 1000)
+    n_blocks: int = option(2, "blocks of the Transformer", 1, 1000)
     norm: str = option("pre", "RMSNorm before or after each part", choices=("pre", "post"))
-    positions: str = option("rotary", "how the Transformer knows positions", choices=("rotary", "learned", "none"))
-    head: str | None = option(
-        None, "whether the head shares the embedding's table (tied for the Transformer)", choices=("tied", "free")
-    )
+    positions: str = option("rotary", "of the Transformer", choices=("rotary", "learned", "none"))
+    head: str | None = option(None, "shares the embedding's table (the Transformer's) or not", choices=("tied", "free"))
     embedding_from: Path | None = option(None, "start from the embedding table in this .safetensors file (no)")
-    dropout: float = option(0.0, "share of the last hidden state that training drops", low=0, high=0.99)
+    dropout: float = option(0.0, "share of the last hidden state that training drops", 0, 0.99)
     compile: bool = option(False, "compile the k-gram's net and the Transformer's blocks; the first steps take longer")
 
 
@@ -100,19 +94,17 @@ class ModelConfig(Options):
 class BatchConfig(Options):
     """batches"""
 
-    batch_size: int = option(32, "sequences, or contexts, a step", low=1, high=10**9)
+    batch_size: int = option(32, "sequences, or contexts, a step", 1, MANY)
     similar_lengths: bool = option(False, "batches of sequences of about the same length: less padding")
     corpus_contexts: float | None = option(
         None,
         "train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an "
         "epoch draws as many as there are (no)",
-        low=0,
-        high=1,
+        0,
+        1,
         const=0.5,
     )
-    blanks: float = option(
-        0.0, "share of the --corpus_contexts that show only their newest tokens, against overfitting", low=0, high=1
-    )
+    blanks: float = option(0.0, "share of --corpus_contexts that show only their newest tokens: regularises", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -122,31 +114,23 @@ class TrainingConfig(Options):
     The first budget that is used up ends a training; it also drives the schedule.
     """
 
-    epochs: int = option(3, "passes over the text, where no other budget is given", low=1, high=10**9)
-    steps: int | None = option(None, "budget: updates (no)", low=1, high=10**9)
-    budget_seconds: float | None = option(None, "budget: seconds of each model's steps (no)", low=0, above=True)
-    budget_tokens: int | None = option(None, "budget: real targets (no)", low=1)
-    max_steps_per_epoch: int | None = option(None, "cut each pass over the text short (no)", low=1, high=10**9)
-    optimizer: str = option(
-        "adamw", "AdamW, or Muon for the matrices between embedding and head", choices=("adamw", "muon")
-    )
-    learning_rate: float = option(1e-3, "step size of the optimizer", low=0, above=True)
-    schedule: str = option(
-        "constant", "cosine: down to a tenth of --learning_rate at the end", choices=("constant", "cosine")
-    )
-    warm_up_share: float | None = option(
-        None, "share of the training in which the rate rises from 0 (0.03 with cosine, else 0)", low=0, high=1
-    )
-    weight_decay: float = option(0.0, "of matrices", low=0)
-    clip: float | None = option(None, "largest gradient norm (no)", low=0, above=True)
+    epochs: int = option(3, "passes over the text, where no other budget is given", 1, MANY)
+    steps: int | None = option(None, "budget: updates (no)", 1, MANY)
+    budget_seconds: float | None = option(None, "budget: seconds of each model's steps (no)", 0, above=True)
+    budget_tokens: int | None = option(None, "budget: real targets (no)", 1)
+    max_steps_per_epoch: int | None = option(None, "cut each pass over the text short (no)", 1, MANY)
+    optimizer: str = option("adamw", "muon: for the matrices between embedding and head", choices=("adamw", "muon"))
+    learning_rate: float = option(1e-3, "step size of the optimizer", 0, above=True)
+    schedule: str = option("constant", "cosine ends at a tenth of the rate", choices=("constant", "cosine"))
+    warm_up_share: float | None = option(None, "of training, the rate rising (0.03 with cosine, else 0)", 0, 1)
+    weight_decay: float = option(0.0, "of matrices", 0)
+    clip: float | None = option(None, "largest gradient norm (no)", 0, above=True)
     bfloat16: bool = option(False, "compute matrix products in bfloat16")
-    seed: int = option(0, "of initial weights, data order and samples", low=0, high=2**63 - 1)
-    untimed_steps: int = option(2, "first steps that no rate counts, as they warm up the machine", low=0, high=10**9)
-    log_every: int = option(1, "steps that a row of losses sums up", low=1, high=10**9)
-    save_every: int = option(100, "steps between checkpoints", low=1, high=10**9)
-    validate_every: int | None = option(
-        None, "steps between validations; the best weights are kept (no)", low=1, high=10**9
-    )
+    seed: int = option(0, "of initial weights, data order and samples", 0, 2**63 - 1)
+    untimed_steps: int = option(2, "first steps that no rate counts, as they warm up the machine", 0, MANY)
+    log_every: int = option(1, "steps that a row of losses sums up", 1, MANY)
+    save_every: int = option(100, "steps between checkpoints", 1, MANY)
+    validate_every: int | None = option(None, "steps between validations; the best weights are kept (no)", 1, MANY)
 
 
 @dataclass(frozen=True)
@@ -154,13 +138,13 @@ class SampleConfig(Options):
     """samples"""
 
     prompt: str = option("Once upon a", "what samples go on from")
-    samples: int = option(1, "samples for each --top_p", low=1, high=10**9)
-    max_new_tokens: int = option(20, "new tokens of a sample", low=0, high=10**6)
+    samples: int = option(1, "samples for each --top_p", 1, MANY)
+    max_new_tokens: int = option(20, "new tokens of a sample", 0, 10**6)
     top_p: tuple[float, ...] = option(
-        (0.95, 1.0), "one sample for each nucleus of this mass, after a greedy one", low=0, high=1, above=True
+        (0.95, 1.0), "a sample for each nucleus of this mass, after a greedy one", 0, 1, True
     )
-    top_k: int | None = option(None, "draw from the K most probable tokens (all)", low=1, high=10**6)
-    temperature: float = option(1.0, "divides the logits before a draw", low=0, above=True)
+    top_k: int | None = option(None, "draw from the K most probable tokens (all)", 1, 10**6)
+    temperature: float = option(1.0, "divides the logits before a draw", 0, above=True)
     stop: str | None = option(None, "end a sample before this text (no)")
     monosemantic_enabled: str | None = option(
         None,
@@ -202,19 +186,19 @@ def make_parser(*configs: type[Options], **options: Any) -> Parser:
     parser = Parser(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     for config in configs:
         group, hints = parser.add_argument_group((config.__doc__ or "").split("\n")[0]), get_type_hints(config)
-        for each in fields(config):  # type: ignore[arg-type]
+        for each in fields(config):
             group.add_argument(f"--{each.name}", **argument(each, hints[each.name]))
     return parser
 
 
-def argument(each: dataclasses.Field, hint: Any) -> dict[str, Any]:
-    """What `add_argument` takes for a field."""
+def argument(each: Field, hint: Any) -> dict[str, Any]:
+    """What `add_argument` takes for a field. The help ends with the default, or says it itself."""
     rule, default = each.metadata, each.default
-    help = rule["help"].replace("%", "%%")
     if hint is bool:
-        return {"help": help, "default": default, "action": argparse.BooleanOptionalAction if default else "store_true"}
-    kinds = [kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)] or [hint]
-    found = {"default": default, "type": parser_of(kinds[0], rule), "metavar": METAVARS[kinds[0]]}
+        action = argparse.BooleanOptionalAction if default else "store_true"
+        return {"help": rule["help"], "default": default, "action": action}
+    kind = next((kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)), hint)
+    found = {"default": default, "type": parser_of(kind, rule), "metavar": METAVARS[kind]}
     if "choices" in rule:
         found |= {"choices": rule["choices"], "metavar": None}
     if isinstance(default, tuple):
@@ -222,12 +206,10 @@ def argument(each: dataclasses.Field, hint: Any) -> dict[str, Any]:
         default = " ".join(map(str, default))
     elif "const" in rule:
         found |= {"nargs": "?", "const": rule["const"]}
-    if help.endswith(")") or default == "":
-        return found | {"help": help}
-    return found | {"help": f"{help} ({default})"}
+    return found | {"help": rule["help"] if default in (None, "") else f"{rule['help']} ({default})"}
 
 
-def parser_of(kind: type, rule: dict) -> Callable[[str], Any]:
+def parser_of(kind: type, rule: Mapping[str, Any]) -> Callable[[str], Any]:
     """An argparse type: a value of this kind in the option's range. Of choices, case and hyphens do not matter."""
 
     def parse(text: str):
@@ -245,12 +227,12 @@ def parser_of(kind: type, rule: dict) -> Callable[[str], Any]:
 
 def read_config(config: type[C], args: argparse.Namespace) -> C:
     """The part of the parsed options that belongs to one dataclass."""
-    values = {each.name: getattr(args, each.name) for each in fields(config)}  # type: ignore[arg-type]
+    values = {each.name: getattr(args, each.name) for each in fields(config)}
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def run_columns(*configs: Options) -> dict[str, Any]:
     """The fields of configurations as columns of a run row: several values as one text, a path as its name."""
-    row = {each.name: getattr(config, each.name) for config in configs for each in fields(config)}  # type: ignore[arg-type]
+    row = {each.name: getattr(config, each.name) for config in configs for each in fields(config)}
     row |= {name: value.name for name, value in row.items() if isinstance(value, Path)}
     return row | {name: " ".join(map(str, value)) for name, value in row.items() if isinstance(value, tuple)}

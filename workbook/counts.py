@@ -15,7 +15,8 @@ def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
 
     It is the conditional entropy of the next token in these very sequences, found by counting.
     """
-    contexts, pairs = Counter(), Counter()
+    contexts: Counter[tuple] = Counter()
+    pairs: Counter[tuple] = Counter()
     for sequence in (sequence.tolist() for sequence in sequences):
         for t, target in enumerate(sequence[1:], start=1):
             context = tuple(sequence[0 if k is None else max(0, t - k) : t])
@@ -68,7 +69,7 @@ class KneserNey:
             keys, context = torch.unique(self.join(context, older), return_inverse=True)
             self.context_keys.append(keys)
         pairs, counts = torch.unique(self.join(context, windows[:, -1]), return_counts=True)
-        self.levels = []
+        self.levels: list[dict[str, Tensor]] = []
         for m in reversed(range(order)):
             given = discounts[m] if discounts is not None else estimate_discounts(counts, modified)
             self.levels.insert(0, self.level(m, pairs, counts, torch.tensor(given, dtype=torch.float64)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -116,8 +115,7 @@ def compact(text: Text) -> Text:
     unknown = sum(int((sequence == vocab_size).sum()) for sequence in validation)
     note = f"compact vocabulary: {vocab_size} tokens; {unknown} validation tokens lie outside it and do not count"
     tokenizer, notes = CompactTokenizer(text.tokenizer, ids), [*text.notes, note]
-    changed = {"sequences": sequences, "validation": validation, "tokenizer": tokenizer, "vocab_size": vocab_size}
-    return dataclasses.replace(text, **changed, notes=notes)
+    return Text(sequences, text.weights, validation, tokenizer, vocab_size, text.kgram_k, notes)
 
 
 def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int = 2048) -> SequenceModel:

@@ -101,7 +101,9 @@ def in_order(frame: pd.DataFrame, models: Sequence[str] = NETS) -> pd.DataFrame:
     return frame.iloc[frame["model"].map(rank).fillna(len(rank)).argsort(kind="stable")].reset_index(drop=True)
 
 
-def panels(title: str, frame: pd.DataFrame, by: str | list[str], *, x: str = "", y: str = "", **options: Any) -> list:
+def panels(
+    title: str, frame: pd.DataFrame, by: str | list[str], *, x: str = "", y: str = "", **options: Any
+) -> list[Any]:
     """A slide with panels side by side, one for each value of a column: (axes, value, its rows) of each."""
     groups = list(frame.groupby(by, sort=False))
     axes = slide(title, columns=len(groups), squeeze=False, **{"sharey": True} | options)[1][0]
@@ -155,7 +157,7 @@ def draw_bars(
     ax.legend(loc="upper right", ncols=count)
 
 
-def draw_stack(ax: Axes, table: pd.DataFrame, styles: Iterable[tuple[str, str]], labels: Iterable[str]) -> None:
+def draw_stack(ax: Axes, table: pd.DataFrame, styles: Iterable[tuple[str, str]], labels: Any) -> None:
     """A horizontal bar for each row, of its columns one after another, with a label at its end."""
     left = pd.Series(0.0, table.index)
     for part, (colour, hatch) in zip(table.columns, styles, strict=True):
@@ -171,7 +173,7 @@ def sanity_check_loss(history: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """The loss of an LSTM on 3seqs.txt, down to the exact floor."""
     unigram, floor = summary[["unigram", "floor"]].iloc[0]
     levels = LN_V | {f"token frequencies {unigram:.2f}": unigram, f"floor {floor:.4f}": floor}
-    ax = plot_loss_curves(history, title="The LSTM falls from ln V to the exact floor of its text", levels=levels)
+    ax: Any = plot_loss_curves(history, title="The LSTM falls from ln V to the exact floor of its text", levels=levels)
     log_axes(ax, y=[0.01, 0.1, 1, 10])
     ax.set_ylim(0.006, 30)
     ax.get_legend().remove()
@@ -239,14 +241,16 @@ def kgram_throughput(steps: pd.DataFrame) -> Figure:
     """Targets per second of each design in training."""
     less = findings.slower(steps, "one-hot", "embedding")
     title = f"Training, one-hot is {less.min():.0%} to {less.max():.0%} slower than embedding, seed by seed"
-    return plot_throughput(steps, title=title).figure
+    return plots.whole(plot_throughput(steps, title=title))
 
 
 @figure_of("kgram_designs", "kgram_first_scale")
 def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> Figure:
     """Training loss with the first weights as PyTorch draws them, and rescaled."""
     both = pd.concat([steps, rescaled])
-    return plot_loss_curves(both, title="First weights move the loss more than the design does", levels=LN_V).figure
+    return plots.whole(
+        plot_loss_curves(both, title="First weights move the loss more than the design does", levels=LN_V)
+    )
 
 
 @figure_of("kgram_floors", "kgram_floors_summary")
@@ -270,7 +274,7 @@ def kgram_stories(steps: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """Training loss of each design on the built-in stories."""
     V = summary["vocab_size"].iloc[0]
     title = "On stories the embedding MLP learns fastest, as PyTorch draws the three"
-    return plot_loss_curves(steps, title=title, levels={f"ln {V}": math.log(V)}).figure
+    return plots.whole(plot_loss_curves(steps, title=title, levels={f"ln {V}": math.log(V)}))
 
 
 # ------------------------------------------------------------------------------------------------------------- 3 top-p
@@ -299,7 +303,7 @@ def top_p_3seqs(exact: pd.DataFrame) -> Figure:
     for ax, column, prefix in zip(axes, ("exact", "' 1'"), ("exact_", ""), strict=True):
         for number, (temperature, rows) in enumerate(exact.groupby("temperature")):
             x = rows["p"].where(rows["p"] > 0, 0.3) + 0.006 * (number - 1)
-            spread = (rows[column] - rows[f"{prefix}low"], rows[f"{prefix}high"] - rows[column])
+            spread = [rows[column] - rows[f"{prefix}low"], rows[f"{prefix}high"] - rows[column]]
             spread = [part.clip(0) for part in spread]  # rounding
             ax.errorbar(x, rows[column], spread, capsize=5, label=f"T = {temperature}", **line_style(number))
         ax.set_xticks([0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 1.0], ["greedy", "   .4", ".5", ".6", ".8", ".9", "1"])
@@ -335,7 +339,11 @@ def draw_text(ax: Axes, rows: pd.DataFrame, width: int = 68) -> None:
             x, y = -1, y + 1
         box = {"boxstyle": "square,pad=0.06", "facecolor": "0.85" if math.isnan(probability) else SHADES(probability)}
         box |= {"edgecolor": "black" if outside else "none", "linewidth": 4}
-        style = {"family": "monospace", "fontsize": 18.5, "color": "white" if probability < 0.35 else "black"}
+        style: dict[str, Any] = {
+            "family": "monospace",
+            "fontsize": 18.5,
+            "color": "white" if probability < 0.35 else "black",
+        }
         for layer in ({"bbox": box}, {"zorder": 4}):  # the boxes, then the words above all boxes
             ax.text(x + len(token) - len(token.lstrip()), -y, token.strip(), **style, **layer)
         x += len(token)
@@ -439,7 +447,8 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
     figure, axes = slide(title, columns=3, sharey=True)
     labels = {"step": "training step", "tokens": "targets used", "elapsed_s": "training time (s)"}
     for ax, (x, label) in zip(axes, labels.items(), strict=True):
-        plot_loss_curves(rows, x, ax=ax).get_legend().remove()
+        curves: Any = plot_loss_curves(rows, x, ax=ax)
+        curves.get_legend().remove()
         for name, style in zip(levels, ("-", (0, (6, 3))), strict=False):
             ax.axhline(levels[name], color="0.35", linewidth=1.5, linestyle=style, label=name)
         ticks = [factor * 10**power for power in range(10) for factor in ((1,) if x == "tokens" else (1, 3))]
@@ -672,8 +681,8 @@ def cost_latency(latency: pd.DataFrame) -> Figure:
 LOOKS = [(COLOURS[0], "-", "white"), ("0.82", "-", "black"), ("white", "-", "black"), ("none", ":", "0.35")]
 STANDINGS = dict(zip(findings.STANDINGS, LOOKS, strict=True))  # fill, edge and ink of each
 LEFT_OUT = r"in turn|loop, TinyStories|(?:one batch|exact steps|a step), 3seqs|k = |with V"  # criteria like others
-EVIDENCE = ("kgram_designs_summary", "kgram_first_scale", "kgram_stories_summary", "kgram_stories_long_summary")
-EVIDENCE += ("kgram_floors_summary", "cost_ladder", "cost_parts", "cost_growth", "cost_latency")
+EVIDENCE = ["kgram_designs_summary", "kgram_first_scale", "kgram_stories_summary", "kgram_stories_long_summary"]
+EVIDENCE += ["kgram_floors_summary", "cost_ladder", "cost_parts", "cost_growth", "cost_latency"]
 
 
 @figure_of(*EVIDENCE, prepare=findings.evidence)

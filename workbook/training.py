@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,7 +21,7 @@ from workbook.batches import shard
 from workbook.config import TrainingConfig
 from workbook.machine import timed
 
-LossFunction = Callable[[SequenceModel, Tensor], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]  # (model, batch) -> a number
 STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
 STEP_COLUMNS += ["validation_loss"]
 
@@ -45,7 +46,7 @@ def make_optimizers(model: SequenceModel, config: TrainingConfig) -> list[torch.
             inner.append(weight)
         else:
             matrices.append(weight)
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     rate, decay = config.learning_rate, config.weight_decay
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)]
     if inner:
@@ -114,11 +115,11 @@ class Trainer:
         self.rates = [group["lr"] for group in self.groups()]
         self.path = Path(checkpoint) if checkpoint else None
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
-        self.counts = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
+        self.counts: dict[str, Any] = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
         self.rows: list[dict] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.generator: torch.Generator | None = getattr(batches, "generator", None)  # of the data order
-        self.order = self.generator.get_state() if self.generator else None  # as it was when this epoch began
+        self.order: Any = self.generator.get_state() if self.generator else None  # as it was when this epoch began
 
     def groups(self) -> list[dict]:
         """The optimisers' groups of parameters; loading a checkpoint puts new ones in their place."""
@@ -205,7 +206,7 @@ class Trainer:
     def save(self) -> None:
         """All that the next step depends on, in one file that is never half written."""
         if self.path and not self.rank:
-            state = {"model": self.model.state_dict(), "counts": self.counts, "rows": self.rows}
+            state: dict[str, Any] = {"model": self.model.state_dict(), "counts": self.counts, "rows": self.rows}
             state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
             state |= {"random": torch.get_rng_state(), "order": self.order, "best_weights": self.best_weights}
             partial = self.path.with_suffix(".partial")
@@ -237,18 +238,14 @@ class Trainer:
             torch.manual_seed(torch.initial_seed() + self.rank)
 
 
-def budgets(config: TrainingConfig, batches: Iterable[Tensor]) -> dict[str, float]:
+def budgets(config: TrainingConfig, batches: Any) -> dict[str, float]:
     """What ends a training: steps, seconds, tokens; epochs where none of them is given."""
-    limits = {"step": config.steps, "elapsed_s": config.budget_seconds, "tokens": config.budget_tokens}
-    limits = {key: limit for key, limit in limits.items() if limit is not None}
-    if not limits:
-        if not hasattr(batches, "__len__"):
-            raise ValueError("batches have no length, so epochs cannot be counted; give steps, seconds or tokens")
-        epoch = min(len(batches), config.max_steps_per_epoch or len(batches))
-        if not epoch:
-            raise ValueError("there are no batches to train on; expected one or more")
-        limits = {"step": config.epochs * epoch}
-    return limits
+    given = {"step": config.steps, "elapsed_s": config.budget_seconds, "tokens": config.budget_tokens}
+    if limits := {key: float(limit) for key, limit in given.items() if limit is not None}:
+        return limits
+    if not hasattr(batches, "__len__") or not len(batches):
+        raise ValueError("batches are empty, or have no length to count epochs by; give a DataLoader, a list, or steps")
+    return {"step": config.epochs * min(len(batches), config.max_steps_per_epoch or len(batches))}
 
 
 def progress_bar(label: str, shown: bool) -> tqdm:
