@@ -67,7 +67,7 @@ def distinct_contexts(contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor
 class SequenceModel(nn.Module):
     """What every model is: hidden states (T, B, H), then one linear head to logits (T, B, V).
 
-    A subclass defines `hidden`, `start` and `step`, and `prefill` where it can read many tokens at once.
+    A subclass defines `hidden`, and for decoding `start` and `prefill`.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int):
@@ -120,15 +120,13 @@ class SequenceModel(nn.Module):
         """The state before the first token, for incremental decoding."""
         raise NotImplementedError
 
-    def step(self, tokens: Tensor, state):
-        """Tokens (B,) and the state -> logits (B, V) and the next state; equals `forward`."""
-        raise NotImplementedError
-
     def prefill(self, tokens: Tensor, state):
         """Tokens (T, B) and the state -> the logits (B, V) after the last of them and the next state."""
-        for row in tokens:
-            logits, state = self.step(row, state)
-        return logits, state
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, state):
+        """Tokens (B,) and the state -> logits (B, V) and the next state; equals `forward`."""
+        return self.prefill(tokens[None], state)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """TypeError or ValueError unless `tokens` is integer, (T, B), not empty, with ids 0 … V (V: BLANK).
@@ -194,9 +192,6 @@ class KGramMLPSeqModel(SequenceModel):
     def start(self, batch_size: int) -> Tensor:
         return torch.full((batch_size, self.k), self.blank, device=self.device)
 
-    def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.prefill(tokens[None], state)
-
     def prefill(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = torch.cat([state, tokens.t()], dim=1)[:, -self.k :]  # (B, k), the newest last
         return self.logits(self.apply_net(state)), state
@@ -235,9 +230,6 @@ class LSTMSeqModel(SequenceModel):
     def start(self, batch_size: int) -> tuple[Tensor, Tensor]:
         zeros = torch.zeros(1, batch_size, self.lstm.hidden_size, device=self.device)
         return zeros, zeros
-
-    def step(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
-        return self.prefill(tokens[None], state)
 
     def prefill(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
         output, state = self.lstm(self.embedding(tokens), state)  # (T, B, H)
@@ -377,9 +369,6 @@ class TransformerModel(SequenceModel):
     def start(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
         empty = self.head.weight.new_zeros(batch_size, self.n_heads, 0, self.head.in_features // self.n_heads)
         return [(empty, empty)] * len(self.blocks)
-
-    def step(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
-        return self.prefill(tokens[None], state)
 
     def prefill(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
         hidden, state = self.extend(tokens, state)

@@ -3,8 +3,6 @@
 python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_size 32 --kgram_k 2
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math
@@ -12,6 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -19,34 +18,49 @@ from safetensors.torch import save_model
 from torch import distributed
 
 from helpers import SequenceModel, annotate, count_parameters, generate
+from workbook import config as options
 from workbook import fast
 from workbook.batches import make_batches
-from workbook.config import (
-    BatchConfig,
-    MachineConfig,
-    ModelConfig,
-    OutputConfig,
-    SampleConfig,
-    TextConfig,
-    TrainingConfig,
-    make_parser,
-    read_config,
-    run_columns,
-)
-from workbook.experiment import Text, add_tables, build_model, choose_batches, compiled_parts, measure, read_text
+from workbook.experiment import Data, add_tables, build_model, choose_batches, compiled_parts, measure, read_text
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.records import summarise
 from workbook.training import train
 
-CONFIGS = (TextConfig, ModelConfig, BatchConfig, TrainingConfig, SampleConfig, MachineConfig, OutputConfig)
+
+class Config(NamedTuple):
+    """All options, as workbook/config.py has them."""
+
+    text: options.TextConfig
+    model: options.ModelConfig
+    batch: options.BatchConfig
+    training: options.TrainingConfig
+    sample: options.SampleConfig
+    machine: options.MachineConfig
+    output: options.OutputConfig
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All options, from the dataclasses of workbook/config.py."""
-    return make_parser(*CONFIGS, prog="pico-llm.py", description=__doc__)
+    """One group of options for each part of `Config`."""
+    return options.make_parser(*Config.__annotations__.values(), prog="pico-llm.py", description=__doc__)
 
 
-def draw_samples(model: SequenceModel, tokenizer, config: SampleConfig, generator: torch.Generator) -> list[dict]:
+def read_options(args: argparse.Namespace) -> Config:
+    """The parsed options by part. ValueError for some that do not go together."""
+    config = Config(*(options.read_config(each, args) for each in Config.__annotations__.values()))
+    if config.output.resume and not config.output.output_dir:
+        raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
+    if config.output.label and len(config.model.models) > 1:
+        raise ValueError("--label names one model; give one of --models at a time")
+    if config.sample.stop == "":
+        raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
+    if not config.sample.prompt:
+        raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
+    return config
+
+
+def draw_samples(
+    model: SequenceModel, tokenizer, config: options.SampleConfig, generator: torch.Generator
+) -> list[dict]:
     """Print a greedy sample and those of each --top_p; below each its annotation, where that is asked for."""
     draw = {"top_k": config.top_k, "temperature": config.temperature, "generator": generator}
     settings = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in config.top_p}
@@ -68,22 +82,18 @@ def draw_samples(model: SequenceModel, tokenizer, config: SampleConfig, generato
 class Experiment:
     """One model of a run, from its options to its files."""
 
-    def __init__(self, name: str, text: Text, args: argparse.Namespace, device: torch.device, rank: int):
-        self.name, self.text, self.device, self.rank = name, text, device, rank
-        self.config, self.sample, self.output = (
-            read_config(each, args) for each in (TrainingConfig, SampleConfig, OutputConfig)
-        )
-        self.label = self.output.label or name
-        models, batches = read_config(ModelConfig, args), read_config(BatchConfig, args)
-        self.columns = run_columns(read_config(TextConfig, args), models, batches, self.config) | {"models": name}
-        torch.manual_seed(self.config.seed)
-        longest = args.block_size + self.sample.max_new_tokens + 1000  # learned positions; a prompt of 1,000 tokens
-        self.model = build_model(name, models, text.vocab_size, longest).to(device)
-        if models.compile and not compiled_parts(self.model):
+    def __init__(self, name: str, data: Data, config: Config, device: torch.device, rank: int):
+        self.name, self.data, self.config, self.device, self.rank = name, data, config, device, rank
+        self.label, self.folder = config.output.label or name, config.output.output_dir
+        torch.manual_seed(config.training.seed)
+        longest = config.text.block_size + config.sample.max_new_tokens + 1000  # positions; a prompt of 1,000 tokens
+        self.model = build_model(name, config.model, data.vocab_size, longest).to(device)
+        if config.model.compile and not compiled_parts(self.model):
             print(f"{name}: --compile leaves it as it is; its layer is one fused kernel already")
-        self.data = choose_batches(name, text, batches, self.config.seed)
-        self.epoch = min(len(self.data["batches"]), self.config.max_steps_per_epoch or len(self.data["batches"]))
-        self.generator = torch.Generator(device).manual_seed(self.config.seed)  # of the samples alone
+        self.batches = choose_batches(name, data, config.batch, config.training.seed)
+        whole = len(self.batches["batches"])
+        self.epoch = min(whole, config.training.max_steps_per_epoch or whole)
+        self.generator = torch.Generator(device).manual_seed(config.training.seed)  # of the samples alone
         self.rows: list[dict] = []
 
     def report(self, row: dict) -> None:
@@ -91,26 +101,25 @@ class Experiment:
         self.rows.append(row)
         if row["step"] % self.epoch:
             return
-        rows = self.rows[-self.epoch :]
+        rows, config = self.rows[-self.epoch :], self.config.training
         tokens = sum(row["tokens"] for row in rows)
         loss = sum(row["tokens"] * row["loss"] for row in rows) / tokens
         timed = [row for row in rows if row["timed"]] or rows
         rate = sum(row["tokens"] for row in timed) / sum(row["step_s"] for row in timed)
-        counted = self.config.steps is None and self.config.budget_seconds is None and self.config.budget_tokens is None
-        epochs = f"/{self.config.epochs}" if counted else ""
+        of = f"/{config.epochs}" if not (config.steps or config.budget_seconds or config.budget_tokens) else ""
         number = row["step"] // self.epoch
-        print(f"epoch {number}{epochs}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s")
+        print(f"epoch {number}{of}: mean loss {loss:.4f}, {tokens:,} tokens, {rate:,.0f} tokens/s")
         self.draw_samples()
 
     def draw_samples(self) -> list[dict]:
-        return draw_samples(self.model, self.text.tokenizer, self.sample, self.generator)
+        return draw_samples(self.model, self.data.tokenizer, self.config.sample, self.generator)
 
     def checkpoint(self) -> Path | None:
         """The file that the training goes on from with --resume; without, an old one makes way for a new training."""
-        if self.output.output_dir is None:
+        if self.folder is None:
             return None
-        path = self.output.output_dir / f"{self.name}.checkpoint.pt"
-        if self.output.resume and path.exists():
+        path = self.folder / f"{self.name}.checkpoint.pt"
+        if self.config.output.resume and path.exists():
             print(f"goes on from {path}")
         elif not self.rank:
             path.unlink(missing_ok=True)
@@ -120,72 +129,61 @@ class Experiment:
 
     def run(self) -> None:
         """Train, print, save and record."""
-        size, blank = count_parameters(self.model), self.text.vocab_size
-        steps = f"{self.epoch} steps an epoch; ln V = {math.log(blank):.4f}"
+        size, vocab_size = count_parameters(self.model), self.data.vocab_size
+        steps = f"{self.epoch} steps an epoch; ln V = {math.log(vocab_size):.4f}"
         print(f"\n{self.name}: {size['parameters']:,} parameters, {steps}")
-        config = dataclasses.replace(self.config, max_steps_per_epoch=self.epoch)
-        folder, frames = self.output.output_dir, []
-        options = {"checkpoint": self.checkpoint(), "log": folder / f"{self.name}.csv" if folder else None}
-        if self.config.validate_every and self.text.validation:
-            few = make_batches(self.text.validation[:200], 16, blank=blank, shuffle=False, similar_lengths=True)
-            options["validation"] = few
-        options |= {"on_step": self.report, "progress": sys.stderr.isatty(), "run": self.output.record or "pico-llm"}
+        config, frames = dataclasses.replace(self.config.training, max_steps_per_epoch=self.epoch), []
+        files = {"checkpoint": self.checkpoint(), "log": self.folder / f"{self.name}.csv" if self.folder else None}
+        validation = None
+        if config.validate_every and self.data.validation:
+            few = {"blank": vocab_size, "shuffle": False, "similar_lengths": True}
+            validation = make_batches(self.data.validation[:200], 16, **few)
+        more = {"validation": validation, "on_step": self.report, "progress": sys.stderr.isatty()}
+        labels = {"name": self.label, "run": self.config.output.record or "pico-llm"}
 
         def work() -> None:
-            frames.append(train(self.model, config=config, name=self.label, **self.data, **options))
+            frames.append(train(self.model, config=config, **labels, **self.batches, **files, **more))
 
         peak = peak_memory(work, self.device)
         if not self.rank:  # what follows is the first process's
-            self.finish(frames[0], size | {"vocab_size": blank, "peak_mb": peak / 1e6})
+            self.finish(frames[0], size | {"vocab_size": vocab_size, "peak_mb": peak / 1e6})
 
     def finish(self, steps: pd.DataFrame, row: dict) -> None:
         """Samples of an epoch that was left unfinished, weights, validation, and the rows of the record."""
         made, samples, positions = int(steps["step"].iloc[-1]), [], pd.DataFrame()
-        if self.config.budget_seconds:
+        if self.config.training.budget_seconds:
             print(f"{made} steps, {steps['tokens'].sum():,} tokens in {steps['step_s'].sum():.1f} s")
-        if made % self.epoch or self.output.record:
+        if made % self.epoch or self.config.output.record:
             samples = self.draw_samples()
-        if folder := self.output.output_dir:
-            save_model(self.model, str(folder / f"{self.name}.safetensors"))
-            print(f"saved {self.name}.csv and {self.name}.safetensors in {folder}")
-        if self.text.validation:
-            measured, positions = measure(self.model, self.text)
+        if self.folder:
+            save_model(self.model, str(self.folder / f"{self.name}.safetensors"))
+            print(f"saved {self.name}.csv and {self.name}.safetensors in {self.folder}")
+        if self.data.validation:
+            measured, positions = measure(self.model, self.data)
             row |= measured
-            nats, order = measured["validation_loss"], measured["kneser_ney_order"]
             print(
-                f"validation: {nats:.4f} nats a token, perplexity {measured['perplexity']:.2f}, "
-                f"{measured['bits_per_byte']:.4f} bits a byte; Kneser-Ney of order {order} "
-                f"{measured['kneser_ney_loss']:.4f}, mixed {measured['mixed_loss']:.4f}"
+                "validation: {validation_loss:.4f} nats a token, perplexity {perplexity:.2f}, {bits_per_byte:.4f} bits "
+                "a byte; Kneser-Ney of order {kneser_ney_order} {kneser_ney_loss:.4f}, mixed {mixed_loss:.4f}".format(
+                    **measured
+                )
             )
-        if self.output.record:
-            row = self.columns | row | describe_machine(self.device) | {"data_hash": self.text.data_hash}
-            row["stories"] = Path(row["stories"]).name
-            labels = {"run": self.output.record, "model": self.label, "seed": self.config.seed}
-            tables = {"summary": summarise(steps).assign(**row), "positions": positions}
-            add_tables(self.output.record, labels, steps=steps, samples=pd.DataFrame(samples), **tables)
-
-
-def check_options(models: ModelConfig, sample: SampleConfig, output: OutputConfig) -> None:
-    """ValueError for options that do not go together."""
-    if output.resume and not output.output_dir:
-        raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
-    if output.label and len(models.models) > 1:
-        raise ValueError("--label names one model; give one of --models at a time")
-    if sample.stop == "":
-        raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
-    if not sample.prompt:
-        raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
+        if name := self.config.output.record:
+            config = self.config
+            row |= options.run_columns(config.text, config.model, config.batch, config.training)
+            row |= describe_machine(self.device) | {"models": self.name, "data_hash": self.data.data_hash}
+            row["stories"] = Path(config.text.stories).name
+            labels = {"run": name, "model": self.label, "seed": config.training.seed}
+            tables = {"steps": steps, "summary": summarise(steps).assign(**row), "positions": positions}
+            add_tables(name, labels, samples=pd.DataFrame(samples), **tables)
 
 
 def run(args: argparse.Namespace) -> None:
     """Read the text and train each model in turn. ValueError, TypeError, OSError or RuntimeError say what is wrong."""
-    models, sample, machine, output = (
-        read_config(each, args) for each in (ModelConfig, SampleConfig, MachineConfig, OutputConfig)
-    )
-    check_options(models, sample, output)
-    if output.output_dir:
-        output.output_dir.mkdir(parents=True, exist_ok=True)
-    device = set_up(args.seed, device=machine.device_id, large_pages=machine.large_pages)
+    config = read_options(args)
+    machine = config.machine
+    if config.output.output_dir:
+        config.output.output_dir.mkdir(parents=True, exist_ok=True)
+    device = set_up(config.training.seed, device=machine.device_id, large_pages=machine.large_pages)
     rank = join_processes(device)
     fast.keep_memory(machine.keep_memory)
     fast.use_onednn_linear(machine.onednn_linear)
@@ -193,11 +191,11 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the first process speaks for all)
     several = f", {distributed.get_world_size()} processes" if distributed.is_initialized() else ""
     print(f"device {device}{several}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    text = read_text(read_config(TextConfig, args), models.kgram_k, progress=sys.stderr.isatty())
-    print("\n".join(text.notes))
-    text.tokenizer.encode(sample.prompt, allowed_special="all")  # an unknown word is an error now, not after training
-    for name in models.models:
-        Experiment(name, text, args, device, rank).run()
+    data = read_text(config.text, config.model.kgram_k, progress=sys.stderr.isatty())
+    print("\n".join(data.notes))
+    data.tokenizer.encode(config.sample.prompt, allowed_special="all")  # an unknown word is an error now, not later
+    for name in config.model.models:
+        Experiment(name, data, config, device, rank).run()
 
 
 def main(argv: list[str] | None = None) -> None:

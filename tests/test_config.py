@@ -15,7 +15,7 @@ from workbook.config import Options, OutputConfig, TrainingConfig, make_parser, 
 CONFIGS = [
     value
     for value in vars(config).values()
-    if inspect.isclass(value) and issubclass(value, Options) and dataclasses.is_dataclass(value)
+    if inspect.isclass(value) and issubclass(value, Options) and value is not Options
 ]
 FIELDS = [(each, field) for each in CONFIGS for field in dataclasses.fields(each)]
 IDS = [field.name for _, field in FIELDS]

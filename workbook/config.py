@@ -28,7 +28,7 @@ def option(default: Any, help: str, low: float = -math.inf, high: float = math.i
 def expected(rule: Mapping[str, Any]) -> str:
     """What a number must be, in words."""
     start = f"above {rule['low']:g}" if rule["above"] else f"{rule['low']:,g}"
-    return start + (f" to {rule['high']:,.0f}" if rule["high"] < math.inf else "" if rule["above"] else " or more")
+    return start + (f" to {rule['high']:,}" if rule["high"] < math.inf else "" if rule["above"] else " or more")
 
 
 def is_allowed(value: float, rule: Mapping[str, Any]) -> bool:

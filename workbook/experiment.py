@@ -1,4 +1,4 @@
-"""What the command line trains and measures: text, model and batches from their options, and the run's files."""
+"""What the command line trains and measures: data, model and batches from their options, and the run's files."""
 
 from __future__ import annotations
 
@@ -15,39 +15,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from helpers import (
-    EmbeddingMLP,
-    KGramMLPSeqModel,
-    LSTMSeqModel,
-    SequenceModel,
-    TokenEmbedding,
-    TransformerModel,
-    context_loss,
-    loss_by_position,
-    target_log_probabilities,
-)
+import helpers
+from helpers import SequenceModel
+from workbook import text
 from workbook.batches import CorpusContexts, make_batches
 from workbook.config import BatchConfig, ModelConfig, TextConfig
 from workbook.counts import KneserNey, mixed_loss, target_windows
 from workbook.records import add_to_run
-from workbook.text import (
-    VOCAB_SIZE,
-    CompactTokenizer,
-    bits_per_byte,
-    cache_folder,
-    compact_vocabulary,
-    encode_texts,
-    load_stories,
-    load_tokenizer,
-    read_sequences,
-    renumber,
-)
 
 POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans of the loss by position begin
 
 
 @dataclass
-class Text:
+class Data:
     """What is trained on, what is held out for validation, the tokenizer of both, and what was read, in words."""
 
     sequences: list[Tensor]
@@ -71,7 +51,7 @@ class Text:
         return hashlib.sha256(torch.cat(self.sequences).numpy().tobytes()).hexdigest()[:12]
 
 
-def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Text:
+def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
     weight = config.tinystories_weight if config.input_files else 1.0
     if not config.input_files and not config.tinystories_weight:
@@ -80,42 +60,40 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Text:
         warnings.warn("--tinystories_weight is 1: no line of --input_files is used", stacklevel=2)
     if config.validation_stories and not weight:
         raise ValueError("--validation_stories needs stories to train on; give --tinystories_weight above 0")
-    text = Text([], [], [], load_tokenizer(), VOCAB_SIZE, kgram_k)
+    data = Data([], [], [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
 
     def stories(split: str, limit: int) -> list[Tensor]:
-        texts = load_stories(config.stories, split, limit)
-        cache = cache_folder() if len(texts) >= 5000 else None  # fewer take less than a second
-        return encode_texts(texts, text.tokenizer, config.block_size, cache=cache, progress=progress)
+        found = text.load_stories(config.stories, split, limit)
+        cache = text.cache_folder() if len(found) >= 5000 else None  # fewer take less than a second
+        return text.encode_texts(found, data.tokenizer, config.block_size, cache=cache, progress=progress)
 
     for share, name in ((1 - weight, "files"), (weight, "stories")):
         if share:
-            files = name == "files"
-            sequences = (
-                read_sequences(config.input_files, text.tokenizer, config.block_size)
-                if files
-                else stories("train", config.max_stories)
-            )
-            text.sequences += sequences
-            text.weights = [*(text.weights or []), *[share / len(sequences)] * len(sequences)]
+            if name == "files":
+                sequences = text.read_sequences(config.input_files, data.tokenizer, config.block_size)
+            else:
+                sequences = stories("train", config.max_stories)
+            data.sequences += sequences
+            data.weights = [*(data.weights or []), *[share / len(sequences)] * len(sequences)]
             distinct = len({tuple(sequence.tolist()) for sequence in sequences})
             size = f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens"
-            text.notes.append(f"{name}: {size}; share {share:g}")
+            data.notes.append(f"{name}: {size}; share {share:g}")
     if config.validation_stories:
-        text.validation = stories("validation", config.validation_stories)
-        text.notes.append(f"validation: {len(text.validation)} stories")
+        data.validation = stories("validation", config.validation_stories)
+        data.notes.append(f"validation: {len(data.validation)} stories")
     if not 0 < weight < 1:
-        text.weights = None
-    return compact(text) if config.compact else text
+        data.weights = None
+    return compact(data) if config.compact else data
 
 
-def compact(text: Text) -> Text:
+def compact(data: Data) -> Data:
     """The same text in the ids that occur in training."""
-    sequences, ids = compact_vocabulary(text.sequences)
-    validation, vocab_size = renumber(text.validation, ids), len(ids)
+    sequences, ids = text.compact_vocabulary(data.sequences)
+    validation, vocab_size = text.renumber(data.validation, ids), len(ids)
     unknown = sum(int((sequence == vocab_size).sum()) for sequence in validation)
     note = f"compact vocabulary: {vocab_size} tokens; {unknown} validation tokens lie outside it and do not count"
-    tokenizer, notes = CompactTokenizer(text.tokenizer, ids), [*text.notes, note]
-    return Text(sequences, text.weights, validation, tokenizer, vocab_size, text.kgram_k, notes)
+    tokenizer, notes = text.CompactTokenizer(data.tokenizer, ids), [*data.notes, note]
+    return Data(sequences, data.weights, validation, tokenizer, vocab_size, data.kgram_k, notes)
 
 
 def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int = 2048) -> SequenceModel:
@@ -124,15 +102,14 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
     tied = config.head == "tied" or (config.head is None and name == "Transformer")
     model: SequenceModel
     if name == "LSTM":
-        model = LSTMSeqModel(vocab_size, embed_size, hidden_size, tied=tied)
+        model = helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size, tied=tied)
     elif name == "Transformer":
-        sizes = (vocab_size, embed_size, config.n_heads, config.n_blocks)
-        options: dict[str, Any] = {"norm": config.norm, "positions": config.positions}
-        model = TransformerModel(*sizes, **options, max_length=max_length, tied=tied)
+        options: dict[str, Any] = {"norm": config.norm, "positions": config.positions, "max_length": max_length}
+        model = helpers.TransformerModel(vocab_size, embed_size, config.n_heads, config.n_blocks, tied=tied, **options)
     else:
         k = config.kgram_k
-        net = EmbeddingMLP(vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
-        model = KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=config.kgram_chunk_size, tied=tied)
+        net = helpers.EmbeddingMLP(vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
+        model = helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=config.kgram_chunk_size, tied=tied)
     model.dropout.p = config.dropout
     if config.embedding_from:
         copy_embedding(model, name, config.embedding_from)
@@ -144,16 +121,16 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
 
 def compiled_parts(model: SequenceModel) -> list[torch.nn.Module]:
     """What --compile compiles. The LSTM's layer is one fused kernel already."""
-    if isinstance(model, KGramMLPSeqModel):
+    if isinstance(model, helpers.KGramMLPSeqModel):
         return [model.net]
-    return list(model.blocks) if isinstance(model, TransformerModel) else []
+    return list(model.blocks) if isinstance(model, helpers.TransformerModel) else []
 
 
 def copy_embedding(model: SequenceModel, name: str, path: Path) -> None:
     """Start from the embedding table in a .safetensors file of another model."""
     tables = [value for key, value in load_file(path).items() if key.endswith("embedding.weight")]
     table = tables[0] if tables else torch.empty(0)
-    own = next(module for module in model.modules() if isinstance(module, TokenEmbedding))
+    own = next(module for module in model.modules() if isinstance(module, helpers.TokenEmbedding))
     if table.shape != own.weight.shape:
         raise ValueError(
             f"the table in {path} is {tuple(table.shape)}; the {name} needs {tuple(own.weight.shape)}: "
@@ -162,29 +139,29 @@ def copy_embedding(model: SequenceModel, name: str, path: Path) -> None:
     own.weight.data.copy_(table)
 
 
-def choose_batches(name: str, text: Text, config: BatchConfig, seed: int) -> dict[str, Any]:
+def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dict[str, Any]:
     """What `train` takes of a model's data: its batches, and the loss on them where it is another one."""
     if name == "k-gram" and config.corpus_contexts is not None:
-        if text.weights:
+        if data.weights:
             raise ValueError("--corpus_contexts takes each sequence once; it cannot mix files and stories by weight")
-        contexts = CorpusContexts(text.sequences, text.kgram_k, text.vocab_size)
+        contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size)
         options: dict[str, Any] = {"power": config.corpus_contexts, "blanks": config.blanks}
-        return {"batches": contexts.batches(config.batch_size, seed=seed, **options), "loss_fn": context_loss}
-    options = {"weights": text.weights, "similar_lengths": config.similar_lengths}
-    return {"batches": make_batches(text.sequences, config.batch_size, blank=text.vocab_size, seed=seed, **options)}
+        return {"batches": contexts.batches(config.batch_size, seed=seed, **options), "loss_fn": helpers.context_loss}
+    options = {"weights": data.weights, "similar_lengths": config.similar_lengths}
+    return {"batches": make_batches(data.sequences, config.batch_size, blank=data.vocab_size, seed=seed, **options)}
 
 
-def measure(model: SequenceModel, text: Text) -> tuple[dict[str, float], pd.DataFrame]:
+def measure(model: SequenceModel, data: Data) -> tuple[dict[str, float], pd.DataFrame]:
     """Validation loss of the model, of Kneser-Ney of k tokens and of both mixed, in a row; the loss by position."""
-    nats = target_log_probabilities(model, text.validation)
-    positions = pd.DataFrame(loss_by_position(nats, POSITIONS))
+    nats = helpers.target_log_probabilities(model, data.validation)
+    positions = pd.DataFrame(helpers.loss_by_position(nats, POSITIONS))
     flat = torch.cat(nats)
-    net, (counted, seen) = flat[~flat.isnan()].double().exp(), text.kneser_ney
+    net, (counted, seen) = flat[~flat.isnan()].double().exp(), data.kneser_ney
     half = torch.arange(len(net)) < len(net) // 2
     loss = -net.log().mean().item()
     row = {"validation_loss": loss, "perplexity": math.exp(loss)}
-    row["bits_per_byte"] = bits_per_byte(loss, text.validation, text.tokenizer)
-    row |= {"kneser_ney_order": text.kgram_k + 1, "kneser_ney_loss": -counted.log().mean().item()}
+    row["bits_per_byte"] = text.bits_per_byte(loss, data.validation, data.tokenizer)
+    row |= {"kneser_ney_order": data.kgram_k + 1, "kneser_ney_loss": -counted.log().mean().item()}
     row["mixed_loss"], row["mix_weight"] = mixed_loss(net, counted, half, seen)
     return row, positions
 

@@ -31,7 +31,7 @@ X_LABELS = {"step": "training step", "tokens": "tokens seen", "elapsed_s": "trai
 
 def set_style() -> None:
     """A slide's size and large type, Okabe-Ito colours, and SVG files that do not change from run to run."""
-    mpl.rc("figure", figsize=(40 / 3, 7.5), dpi=60, titlesize=27, titleweight="bold", labelsize=16)  # 16:9
+    mpl.rc("figure", figsize=(40 / 3, 7.5), dpi=96, titlesize=27, titleweight="bold", labelsize=16)  # 16:9
     mpl.rc("figure.constrained_layout", use=True, h_pad=0.12, w_pad=0.12)
     mpl.rc("font", size=20)
     mpl.rc("text", parse_math=False)  # a token such as "$" is a token
