@@ -541,7 +541,9 @@ def stories_window(real: pd.DataFrame, builtin: pd.DataFrame) -> Figure:
     figure, ax = slide(title, note="one seed each")
     rows = pd.concat([real.assign(text="TinyStories"), builtin.assign(text="built-in stories")])
     rows = rows.replace({"model": {"window to t": "reads t-2 … t", "window to t-1": "reads t-3 … t-1"}})
-    rows["text"] += rows["budget_seconds"].map("\n({:g} s of training)".format)
+    for column, label in {"budget_seconds": "\n({:g} s of training)", "steps": "\n({:,g} steps of training)"}.items():
+        if column in rows:  # whichever budget a training had
+            rows["text"] += rows[column].map(label.format, na_action="ignore").fillna("")
     draw_bars(ax, rows.rename(columns={"validation_loss": "value"}), ["text", "model"], "{:.2f}")
     ax.set_ylabel("validation loss (nats per token)")
     return figure

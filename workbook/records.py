@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "data" / "runs"
-LABELS = ("run", "model", "way", "setting", "text", "stories")  # columns of text, even where all of it are digits
+LABELS = ("run", "model", "way", "setting", "text", "token")  # columns of text, even where all of it are digits
 NO_INTERVAL = "one seed: no interval"
 
 
