@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import pathlib
+import signal
+import threading
 
 import pandas as pd
 import pytest
@@ -9,7 +12,7 @@ import torch
 from oracles import DESIGNS, kgram, lstm, random_batches, random_tokens, transformer
 
 import helpers
-from workbook import machine
+from workbook import machine, training
 from workbook.batches import CorpusContexts, make_batches
 from workbook.config import TrainingConfig
 from workbook.records import summarise
@@ -267,8 +270,8 @@ def test_training_that_cannot_go_on_says_so():
     for batches in ([], iter(random_batches(2))):
         with pytest.raises(ValueError, match="steps: batches must be"):
             run(lstm(), batches, steps=3)
-    for batches, says in (([], "no batches"), (iter(random_batches(2)), "give steps, seconds or tokens")):
-        with pytest.raises(ValueError, match=says):
+    for batches in ([], iter(random_batches(2))):  # no epoch can be counted
+        with pytest.raises(ValueError, match="batches .*give .*steps"):
             train(lstm(), batches, progress=False)
 
 
@@ -347,7 +350,58 @@ def test_after_a_kill_the_losses_are_those_of_an_unbroken_run(tmp_path, unbroken
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_ctrl_c_keeps_what_was_learnt(tmp_path):
+def interrupt_in(monkeypatch, owner, name, call):
+    """Ctrl-C, a real one, within the `call`-th call of a function: what it does is done, but not yet counted."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def interrupted(*arguments, **options):
+        result = function(*arguments, **options)
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted, muon, dropout"])
+@pytest.mark.parametrize(
+    "owner, name, call, step",
+    [
+        (helpers, "head_cross_entropy", 9, 7),  # after step 6 two batches are validated
+        (torch.optim.AdamW, "step", 9, 9),
+        (Trainer, "record", 9, 9),
+        (training, "evaluate", 2, 12),
+        (torch, "save", 1, 7),
+        (pathlib.Path, "replace", 1, 7),
+        (pd.DataFrame, "to_csv", 9, 8),  # one for the head of the log
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_after_ctrl_c_the_losses_are_those_of_an_unbroken_run(tmp_path, unbroken, kind, owner, name, call, step):
+    """Amid the loss, an update, a validation, a save: the step is done whole, then the training ends."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_in(monkeypatch, owner, name, call)
+        with pytest.warns(UserWarning, match=f"stopped after step {step}; that much is kept"):
+            frame, _ = long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt")
+    assert len(frame) == step
+    check_the_same(long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt"), unbroken[kind])
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    calls = []
+
+    def loss_fn(model, tokens):
+        calls.append("began")
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        calls.append("ended")
+
+    with pytest.warns(UserWarning, match="stopped after step 0"):
+        run(lstm(), loss_fn=loss_fn)
+    assert calls == ["began"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_between_steps_keeps_what_was_learnt(tmp_path):
     def interrupt(row):
         if row["step"] == 5:
             raise KeyboardInterrupt
@@ -356,6 +410,24 @@ def test_ctrl_c_keeps_what_was_learnt(tmp_path):
     with pytest.warns(UserWarning, match="stopped after step 5"):
         frame = run(lstm(), on_step=interrupt, **options)
     assert len(frame) == 5 and losses(lstm(), **options) == losses(lstm(), steps=20)
+
+
+def test_a_training_outside_the_main_thread_is_the_same():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(losses(lstm())))
+    thread.start()
+    thread.join()
+    assert found == [losses(lstm())]
+
+
+def test_dropout_acts_in_training_whatever_mode_the_model_came_in():
+    found = []
+    for mode in (True, False):
+        model = lstm().train(mode)
+        model.dropout.p = 0.5
+        torch.manual_seed(0)
+        found.append(losses(model))
+    assert found[0] == found[1] != losses(lstm())
 
 
 def test_a_checkpoint_holds_nothing_that_runs(tmp_path):

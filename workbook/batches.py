@@ -1,7 +1,5 @@
 """From sequences to batches: a split that is one, padding, the order of the data, and the contexts of a whole text."""
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,32 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
 
 from helpers import ContextBatch, count_targets, distinct_contexts
 from workbook.counts import target_windows
 from workbook.text import VOCAB_SIZE
 
 
-def split_sequences(
-    sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Training and validation sequences with no sequence in both: all copies of one go to one side.
-
-    `validation` is the share of the distinct sequences. The same arguments give the same split. Warns
-    where fewer than 20 are distinct: then a split holds out a whole rule, not a sample.
-    """
+def split_sequences(sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0) -> tuple[list[Tensor], ...]:
+    """Training sequences, and a share of the distinct ones for validation: all copies of one go to one side."""
     if not 0 < validation < 1:
         raise ValueError(f"validation is {validation}; expected a share between 0 and 1")
     distinct = sorted({tuple(sequence.tolist()) for sequence in sequences})
     if len(distinct) < 2:
         raise ValueError(f"{len(distinct)} distinct sequence cannot be split in two; give more text")
     if len(distinct) < 20:
-        warnings.warn(
-            f"only {len(distinct)} of {len(sequences)} sequences are distinct: a split of them is no split; "
-            "validation measures whether a model guesses a rule that it was never shown",
-            stacklevel=2,
-        )
+        few = f"only {len(distinct)} of {len(sequences)} sequences are distinct: a split of them is no split;"
+        warnings.warn(f"{few} validation measures whether a model guesses a rule that it was never shown", stacklevel=2)
     random.Random(seed).shuffle(distinct)
     held_out = set(distinct[: min(max(1, round(validation * len(distinct))), len(distinct) - 1)])
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -48,22 +37,18 @@ def pad_batch(sequences: Sequence[Tensor], blank: int = VOCAB_SIZE) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
 
 
-class SimilarLengths(Sampler):
-    """Batches of indices: of every 50 batches' worth in the order of `base`, neighbours in length come together."""
+class SimilarLengths(BatchSampler):
+    """Batches of indices: of every 50 batches' worth in the order of a sampler, neighbours in length come together."""
 
-    def __init__(self, base: Any, lengths: Sequence[int], batch_size: int, generator: torch.Generator):
-        self.base, self.lengths, self.batch_size, self.generator = base, lengths, batch_size, generator
-
-    def __len__(self) -> int:
-        return -(-len(self.base) // self.batch_size)
+    def __init__(self, sampler: Sampler[int], batch_size: int, lengths: Sequence[int], generator: torch.Generator):
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.lengths, self.generator = lengths, generator
 
     def __iter__(self) -> Iterator[list[int]]:
-        order, pool = list(self.base), 50 * self.batch_size
-        for begin in range(0, len(order), pool):
-            order[begin : begin + pool] = sorted(order[begin : begin + pool], key=self.lengths.__getitem__)
-        batches = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
-        for number in torch.randperm(len(batches), generator=self.generator).tolist():
-            yield batches[number]
+        pools = BatchSampler(self.sampler, 50 * self.batch_size, drop_last=False)
+        order = [index for pool in pools for index in sorted(pool, key=self.lengths.__getitem__)]
+        batches = list(BatchSampler(order, self.batch_size, drop_last=False))
+        yield from (batches[n] for n in torch.randperm(len(batches), generator=self.generator).tolist())
 
 
 def make_batches(
@@ -76,11 +61,7 @@ def make_batches(
     weights: Sequence[float] | None = None,
     similar_lengths: bool = False,
 ) -> DataLoader:
-    """A DataLoader of (T, B) batches; each pass over it is one epoch, in an order that `seed` fixes.
-
-    `weights` (one a sequence) draws with replacement in proportion to them instead of shuffling.
-    `similar_lengths` puts sequences of about the same length into a batch, which leaves little padding.
-    """
+    """A DataLoader of (T, B) batches, an epoch a pass: shuffled by `seed`, or drawn by `weights` of the sequences."""
     if not len(sequences):
         raise ValueError("there are no sequences to make batches of; expected one or more")
     if batch_size < 1:
@@ -91,13 +72,11 @@ def make_batches(
         sampler = WeightedRandomSampler(weights, len(sequences), generator=generator)
     elif shuffle:
         sampler = RandomSampler(sequences, generator=generator)
-    options: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
+    batches = BatchSampler(sampler, batch_size, drop_last=False)
     if similar_lengths:
-        lengths = [len(sequence) for sequence in sequences]
-        options = {"batch_sampler": SimilarLengths(sampler, lengths, batch_size, generator)}
-    options |= {"generator": generator, "pin_memory": torch.cuda.is_available()}
-    items: Any = sequences  # a list serves as a Dataset
-    return DataLoader(items, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+        batches = SimilarLengths(sampler, batch_size, [len(sequence) for sequence in sequences], generator)
+    options: dict[str, Any] = {"dataset": sequences, "generator": generator, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(batch_sampler=batches, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
 
 
 class CorpusContexts:
@@ -118,14 +97,14 @@ class CorpusContexts:
     def batches(self, batch_size: int, *, power: float = 0.5, blanks: float = 0.0, seed: int = 0) -> DataLoader:
         """Batches of contexts drawn with probability ~ count^power, each weighted by count^(1 - power).
 
-        Whatever `power` from 0 to 1 is, the expected loss and gradient are those of the whole text. Of a share
-        `blanks` of the contexts only the newest 1 … k-1 tokens are shown, against overfitting: the net learns
-        shorter contexts too, which is what Kneser-Ney falls back to (Xie et al. 2017).
+        Whatever `power` from 0 to 1 is, the expected loss and gradient are those of the whole text. Of a share `blanks`
+        of the contexts only the newest 1 … k-1 tokens are shown, against overfitting: the net learns shorter contexts
+        too, which is what Kneser-Ney falls back to (Xie et al. 2017).
         """
         if not (0 <= power <= 1 and 0 <= blanks <= 1) or batch_size < 1:
             raise ValueError(f"power {power}, blanks {blanks}, batch_size {batch_size}; expected 0 to 1, and 1 or more")
         k, generator = self.contexts.shape[1], torch.Generator().manual_seed(seed)
-        chance = self.total.double() ** power
+        chance: Any = self.total.double() ** power
         chance /= chance.sum()
 
         def collate(chosen: list[int]) -> ContextBatch:
@@ -143,19 +122,16 @@ class CorpusContexts:
                 contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], self.blank)
             return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
 
-        options: dict[str, Any] = {"generator": generator, "pin_memory": torch.cuda.is_available()}
-        weights: Any = chance
-        options["sampler"] = WeightedRandomSampler(weights, len(self), generator=generator)
-        rows: Any = range(len(self))
-        return DataLoader(rows, batch_size, collate_fn=collate, **options)
+        rows = WeightedRandomSampler(chance, len(self), generator=generator)
+        options: dict[str, Any] = {"dataset": range(len(self)), "pin_memory": torch.cuda.is_available()}
+        return DataLoader(batch_size=batch_size, sampler=rows, collate_fn=collate, generator=generator, **options)
 
 
 def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:
     """The part of a batch that process `rank` of `world_size` computes, and what its loss counts for in the whole.
 
-    The sum over all processes of share times loss is the loss of the batch. Of tokens (T, B) a process takes every
-    `world_size`-th sequence, of a `ContextBatch` every such context. A process that would be left without a target
-    takes the whole batch for a share of 0, as every process has to take part in each step.
+    The shares times the losses of all processes add up to the loss of the batch. A process that would be left without
+    a target takes the whole batch for a share of 0, as every process has to take part in each step.
     """
     if isinstance(batch, ContextBatch):
         mine = batch.row % world_size == rank

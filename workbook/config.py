@@ -1,23 +1,20 @@
-"""Every option, once: its name, default, range and help.
-
-The fields of these dataclasses are the options of the command line (`make_parser`), what `train` and the other
-functions take, and the columns of a run row. `python3 pico-llm.py --help` lists them all.
-"""
-
-from __future__ import annotations
+"""Every option, once: the fields are the command line's options, arguments of `train` and others, and run columns."""
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 C = TypeVar("C", bound="Options")
-NAMES = {int: "whole number", float: "number"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+MODELS, TABLES = ("LSTM", "k-gram", "Transformer"), ("embedding", "head")
 MANY = 10**9
+STORIES = """builtin, small, hub (TinyStories through datasets), a text file with <|endoftext|> between stories, of
+which one in ten is for validation, or a folder with train.txt and valid.txt"""
+CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an
+epoch draws as many as there are (no)"""
 
 
 def option(default: Any, help: str, low: float = -math.inf, high: float = math.inf, above: bool = False, **more: Any):
@@ -25,16 +22,15 @@ def option(default: Any, help: str, low: float = -math.inf, high: float = math.i
     return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, **more})
 
 
-def expected(rule: Mapping[str, Any]) -> str:
-    """What a number must be, in words."""
-    start = f"above {rule['low']:g}" if rule["above"] else f"{rule['low']:,g}"
-    return start + (f" to {rule['high']:,}" if rule["high"] < math.inf else "" if rule["above"] else " or more")
-
-
-def is_allowed(value: float, rule: Mapping[str, Any]) -> bool:
-    """Whether a number lies in the range of its option."""
-    above_low = value > rule["low"] if rule["above"] else value >= rule["low"]
-    return math.isfinite(value) and above_low and value <= rule["high"]
+def expected(value: Any, rule: Mapping[str, Any]) -> str:
+    """The range of an option, in words, where a number lies outside it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    low, high, above = rule["low"], rule["high"], rule["above"]
+    if math.isfinite(value) and low <= value <= high and not (above and value == low):
+        return ""
+    start = f"above {low:g}" if above else f"{low:,g}"
+    return f"expected {start}" + (f" to {high:,}" if high < math.inf else "" if above else " or more")
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class Options:
         for each in fields(self):
             value, rule = getattr(self, each.name), each.metadata
             for one in value if isinstance(value, tuple) else (value,):
-                if isinstance(one, (int, float)) and not isinstance(one, bool) and not is_allowed(one, rule):
-                    raise ValueError(f"{each.name} is {one}; expected {expected(rule)}")
+                if words := expected(one, rule):
+                    raise ValueError(f"{each.name} is {one}; {words}")
                 if one is not None and "choices" in rule and one not in rule["choices"]:
                     raise ValueError(f"{each.name} is {one!r}; expected one of {', '.join(rule['choices'])}")
 
@@ -57,11 +53,7 @@ class TextConfig(Options):
 
     input_files: tuple[str, ...] = option((), "one sequence a line; also looked up in data/")
     tinystories_weight: float = option(0.5, "chance of a story, not a line of a file; without files all are", 0, 1)
-    stories: str = option(
-        "builtin",
-        "builtin, small, hub (TinyStories through datasets), a text file with <|endoftext|> between stories, of which "
-        "one in ten is for validation, or a folder with train.txt and valid.txt",
-    )
+    stories: str = option("builtin", STORIES)
     max_stories: int = option(2000, "stories to train on", 1, MANY)
     validation_stories: int = option(0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY)
     compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
@@ -72,9 +64,7 @@ class TextConfig(Options):
 class ModelConfig(Options):
     """models"""
 
-    models: tuple[str, ...] = option(
-        ("LSTM", "k-gram"), "which to train, one after the other", choices=("LSTM", "k-gram", "Transformer")
-    )
+    models: tuple[str, ...] = option(("LSTM", "k-gram"), "which to train, one after the other", choices=MODELS)
     embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", 1, 10**6)
     hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6)
     kgram_k: int = option(3, "tokens of context", 1, 1000)
@@ -96,23 +86,15 @@ class BatchConfig(Options):
 
     batch_size: int = option(32, "sequences, or contexts, a step", 1, MANY)
     similar_lengths: bool = option(False, "batches of sequences of about the same length: less padding")
-    corpus_contexts: float | None = option(
-        None,
-        "train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an "
-        "epoch draws as many as there are (no)",
-        0,
-        1,
-        const=0.5,
-    )
+    corpus_contexts: float | None = option(None, CONTEXTS, 0, 1, const=0.5)
     blanks: float = option(0.0, "share of --corpus_contexts that show only their newest tokens: regularises", 0, 1)
 
 
 @dataclass(frozen=True)
 class TrainingConfig(Options):
-    """training
+    """training"""
 
-    The first budget that is used up ends a training; it also drives the schedule.
-    """
+    # The first budget that is used up ends a training; it also drives the schedule.
 
     epochs: int = option(3, "passes over the text, where no other budget is given", 1, MANY)
     steps: int | None = option(None, "budget: updates (no)", 1, MANY)
@@ -140,17 +122,12 @@ class SampleConfig(Options):
     prompt: str = option("Once upon a", "what samples go on from")
     samples: int = option(1, "samples for each --top_p", 1, MANY)
     max_new_tokens: int = option(20, "new tokens of a sample", 0, 10**6)
-    top_p: tuple[float, ...] = option(
-        (0.95, 1.0), "a sample for each nucleus of this mass, after a greedy one", 0, 1, True
-    )
+    top_p: tuple[float, ...] = option((0.95, 1.0), "a sample per nucleus of this mass, after a greedy one", 0, 1, True)
     top_k: int | None = option(None, "draw from the K most probable tokens (all)", 1, 10**6)
     temperature: float = option(1.0, "divides the logits before a draw", 0, above=True)
     stop: str | None = option(None, "end a sample before this text (no)")
     monosemantic_enabled: str | None = option(
-        None,
-        "show each new token with its nearest neighbours in the embedding, or in the head's table (no)",
-        choices=("embedding", "head"),
-        const="embedding",
+        None, "show each new token with its nearest neighbours in this table (no)", choices=TABLES, const="embedding"
     )
 
 
@@ -197,32 +174,26 @@ def argument(each: Field, hint: Any) -> dict[str, Any]:
     if hint is bool:
         action = argparse.BooleanOptionalAction if default else "store_true"
         return {"help": rule["help"], "default": default, "action": action}
-    kind = next((kind for kind in get_args(hint) if kind not in (NoneType, Ellipsis)), hint)
-    found = {"default": default, "type": parser_of(kind, rule), "metavar": METAVARS[kind]}
-    if "choices" in rule:
-        found |= {"choices": rule["choices"], "metavar": None}
+    kind = next((kind for kind in get_args(hint) if kind in METAVARS), hint)
+
+    def parse(text: str):  # of choices, case and hyphens do not matter
+        if "choices" in rule:
+            plain = {choice.lower().replace("-", ""): choice for choice in rule["choices"]}
+            return plain.get(text.lower().replace("-", ""), text)
+        value = kind(text)
+        if words := expected(value, rule):
+            raise argparse.ArgumentTypeError(f"{text} is out of range; {words}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # in argparse's error
+    choices = rule.get("choices")
+    found = {"default": default, "type": parse, "choices": choices, "metavar": None if choices else METAVARS[kind]}
     if isinstance(default, tuple):
         found["nargs"] = "+" if default else "*"
         default = " ".join(map(str, default))
     elif "const" in rule:
         found |= {"nargs": "?", "const": rule["const"]}
     return found | {"help": rule["help"] if default in (None, "") else f"{rule['help']} ({default})"}
-
-
-def parser_of(kind: type, rule: Mapping[str, Any]) -> Callable[[str], Any]:
-    """An argparse type: a value of this kind in the option's range. Of choices, case and hyphens do not matter."""
-
-    def parse(text: str):
-        if "choices" in rule:
-            plain = {choice.lower().replace("-", ""): choice for choice in rule["choices"]}
-            return plain.get(text.lower().replace("-", ""), text)
-        value = kind(text)
-        if kind in NAMES and not is_allowed(value, rule):
-            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {expected(rule)}")
-        return value
-
-    parse.__name__ = NAMES.get(kind, kind.__name__)
-    return parse
 
 
 def read_config(config: type[C], args: argparse.Namespace) -> C:

@@ -1,7 +1,5 @@
 """Count models: what the next token was after the same last tokens, without a gradient. The baselines of every net."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -11,12 +9,8 @@ from torch import Tensor
 
 
 def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
-    """The lowest mean loss (nats a token) of any model that sees the last k tokens (None: all before).
-
-    It is the conditional entropy of the next token in these very sequences, found by counting.
-    """
-    contexts: Counter[tuple] = Counter()
-    pairs: Counter[tuple] = Counter()
+    """The entropy (nats) of the next token given the last k (None: all): the lowest mean loss of any such model."""
+    contexts, pairs = Counter[tuple](), Counter[tuple]()
     for sequence in (sequence.tolist() for sequence in sequences):
         for t, target in enumerate(sequence[1:], start=1):
             context = tuple(sequence[0 if k is None else max(0, t - k) : t])
@@ -27,10 +21,7 @@ def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
 
 
 def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor:
-    """Each target of each sequence with the `size` tokens before it, (M, size + 1), BLANK before the start.
-
-    As everywhere, the first token of a sequence is no target, nor is BLANK.
-    """
+    """Each target (not a first token, nor BLANK) after the `size` tokens before it, or BLANK: (M, size + 1)."""
     before = torch.full((max(size - 1, 0),), blank)
     sequences = [sequence.cpu() for sequence in sequences if len(sequence) > 1]
     if not sequences:
@@ -43,62 +34,38 @@ def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor
 class KneserNey:
     """Interpolated Kneser-Ney, modified (Chen & Goodman 1999, three discounts a level) or plain (one).
 
-    `order` is the length of an n-gram: order - 1 tokens of context and the next one. Level m knows contexts of
-    m tokens. The highest level counts occurrences; each lower one in how many different longer contexts a pair occurs;
-    below the lowest lies 1 / V. `discounts` (for each level three numbers, for counts of 1, 2 and more) replaces
-    the estimates. Probabilities are float64 and sum to 1 over the V tokens.
+    `order` is the length of an n-gram: order - 1 tokens of context and the next one. Level m knows m tokens of context.
+    The highest level counts occurrences; each lower one in how many different longer contexts a pair occurs; below the
+    lowest lies 1 / V. `discounts` (for each level three, for counts of 1, 2 and more) replaces the estimates.
     """
 
     def __init__(
-        self,
-        sequences: Iterable[Tensor],
-        vocab_size: int,
-        order: int,
-        *,
-        modified: bool = True,
-        discounts: Sequence[Sequence[float]] | None = None,
+        self, sequences: Iterable[Tensor], vocab_size: int, order: int, modified: bool = True, discounts: Sequence = ()
     ):
         if order < 1:
             raise ValueError(f"order is {order}; expected 1 or more")
-        self.vocab_size, self.order = vocab_size, order
+        self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
         windows = target_windows(sequences, order - 1, vocab_size)
-        # A context's key: the id of the context without its oldest token, then that token. Keys stay below M * (V + 1).
+        # A context's key: base * the place of the context without its oldest token + that token, below M * (V + 1).
         self.context_keys = [torch.zeros(1, dtype=torch.int64)]
         context = torch.zeros(len(windows), dtype=torch.int64)
         for older in windows[:, :-1].flip(1).unbind(1):
-            keys, context = torch.unique(self.join(context, older), return_inverse=True)
+            keys, context = torch.unique(context * self.base + older, return_inverse=True)
             self.context_keys.append(keys)
-        pairs, counts = torch.unique(self.join(context, windows[:, -1]), return_counts=True)
+        pairs, counts = torch.unique(context * self.base + windows[:, -1], return_counts=True)
         self.levels: list[dict[str, Tensor]] = []
         for m in reversed(range(order)):
-            given = discounts[m] if discounts is not None else estimate_discounts(counts, modified)
-            self.levels.insert(0, self.level(m, pairs, counts, torch.tensor(given, dtype=torch.float64)))
+            given = discounts[m] if discounts else estimate_discounts(counts, modified)
+            discount = torch.tensor(given, dtype=torch.float64)
+            taken = discount[counts.clamp(max=3) - 1].minimum(counts.double())
+            context = pairs // self.base
+            total = context.bincount(counts.double())
+            # What remains of each pair after its discount, and what each context hands down to the shorter one.
+            shares = {"kept": (counts - taken) / total[context], "handed down": context.bincount(taken) / total}
+            self.levels.insert(0, {"pairs": pairs, "total": total, "discounts": discount, **shares})
             if m:  # each pair of this level is one longer context of a pair of the level below
-                context, target = self.split(pairs)
-                shorter, _ = self.split(self.context_keys[m][context])
-                pairs, counts = torch.unique(self.join(shorter, target), return_counts=True)
-
-    def join(self, context: Tensor, token: Tensor) -> Tensor:
-        return context * (self.vocab_size + 1) + token
-
-    def split(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        return key // (self.vocab_size + 1), key % (self.vocab_size + 1)
-
-    def level(self, m: int, pairs: Tensor, counts: Tensor, discounts: Tensor) -> dict[str, Tensor]:
-        """What remains of each pair after its discount, and what each context hands down, both as shares."""
-        context, _ = self.split(pairs)
-        taken = discounts[counts.clamp(max=3) - 1].minimum(counts.double())
-        total, handed_down = (
-            torch.zeros(len(self.context_keys[m]), dtype=torch.float64).index_add_(0, context, values)
-            for values in (counts.double(), taken)
-        )
-        return {
-            "pairs": pairs,
-            "total": total,
-            "kept": (counts - taken) / total[context],
-            "handed down": handed_down / total,
-            "discounts": discounts,
-        }
+                shorter = self.context_keys[m][context] // self.base
+                pairs, counts = torch.unique(shorter * self.base + pairs % self.base, return_counts=True)
 
     def probability(self, contexts: Tensor, targets: Tensor) -> Tensor:
         """Contexts (M, order - 1 or more), newest last, BLANK before the start; targets (M,) -> (M,) float64."""
@@ -109,19 +76,18 @@ class KneserNey:
         place, known = torch.zeros_like(targets), torch.ones_like(targets, dtype=torch.bool)
         for m, level in enumerate(self.levels):
             if m:
-                place, found = look_up(self.context_keys[m], self.join(place, contexts[:, -m]))
+                place, found = look_up(self.context_keys[m], place * self.base + contexts[:, -m])
                 known &= found  # a context never seen leaves the shorter one's probability as it is
-            pair, found = look_up(level["pairs"], self.join(place, targets))
+            pair, found = look_up(level["pairs"], place * self.base + targets)
             longer = level["kept"][pair] * found + level["handed down"][place] * probability
             probability = probability.where(~known, longer)
         return probability
 
     def times_seen(self, contexts: Tensor) -> Tensor:
         """How often the newest order - 1 tokens of contexts (M, order - 1 or more) occur in the text, (M,) float64."""
-        place = torch.zeros(len(contexts), dtype=torch.int64)
-        known = torch.ones_like(place, dtype=torch.bool)
+        place, known = torch.zeros(len(contexts), dtype=torch.int64), torch.ones(len(contexts), dtype=torch.bool)
         for m in range(1, self.order):
-            place, found = look_up(self.context_keys[m], self.join(place, contexts.cpu()[:, -m]))
+            place, found = look_up(self.context_keys[m], place * self.base + contexts.cpu()[:, -m])
             known &= found
         return self.levels[-1]["total"][place] * known
 
@@ -151,24 +117,19 @@ def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
     return [estimate if 0 < estimate < i else y for i, estimate in enumerate(estimates, start=1)]
 
 
-def mixed_loss(
-    first: Tensor, second: Tensor, half: Tensor, seen: Tensor | None = None, rounds: int = 50
-) -> tuple[float, float]:
+def mixed_loss(first: Tensor, second: Tensor, half: Tensor, seen: Tensor | None = None) -> tuple[float, float]:
     """The loss (nats a token) of two models' mixture, and the first one's mean weight.
 
-    `first` and `second` are their probabilities of the targets. The weight of the targets where `half` is true is the
-    best one (by expectation-maximisation) where it is false, and the other way round: no target chooses its own. With
-    `seen`, how often each target's context was counted, contexts seen 0, 1, 2 to 3, 4 to 7, … times have weights of
-    their own (Jelinek & Mercer 1980).
+    `first` and `second` are their probabilities of the targets. Where `half` is true, the weight is the best one (by
+    expectation-maximisation) where it is false, and the other way round: no target chooses its own. With `seen`, how
+    often a context was counted, those seen 0, 1, 2 to 3, 4 to 7, … times have their own (Jelinek & Mercer 1980).
     """
-    group = torch.zeros_like(half, dtype=torch.int64)
-    if seen is not None:
-        group = seen.clamp(min=0.5).log2().floor().long() + 1
+    group = torch.zeros_like(half, dtype=torch.int64) if seen is None else seen.clamp(min=0.5).log2().floor().long() + 1
     weights = torch.full(half.shape, 0.5, dtype=first.dtype)
     for side in (half, ~half):
         weight = torch.full((int(group.max()) + 1,), 0.5, dtype=first.dtype)
         size = group[side].bincount(minlength=len(weight))
-        for _ in range(rounds):
+        for _ in range(50):
             a = weight[group[side]] * first[side]
             share = a / (a + (1 - weight[group[side]]) * second[side])
             weight = torch.zeros_like(weight).index_add_(0, group[side], share) / size.clamp(min=1)

@@ -1,13 +1,10 @@
 """What the command line trains and measures: data, model and batches from their options, and the run's files."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -60,49 +57,44 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         warnings.warn("--tinystories_weight is 1: no line of --input_files is used", stacklevel=2)
     if config.validation_stories and not weight:
         raise ValueError("--validation_stories needs stories to train on; give --tinystories_weight above 0")
-    data = Data([], [], [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
+    data = Data([], None, [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
 
     def stories(split: str, limit: int) -> list[Tensor]:
         found = text.load_stories(config.stories, split, limit)
         cache = text.cache_folder() if len(found) >= 5000 else None  # fewer take less than a second
         return text.encode_texts(found, data.tokenizer, config.block_size, cache=cache, progress=progress)
 
-    for share, name in ((1 - weight, "files"), (weight, "stories")):
-        if share:
-            if name == "files":
-                sequences = text.read_sequences(config.input_files, data.tokenizer, config.block_size)
-            else:
-                sequences = stories("train", config.max_stories)
-            data.sequences += sequences
-            data.weights = [*(data.weights or []), *[share / len(sequences)] * len(sequences)]
-            distinct = len({tuple(sequence.tolist()) for sequence in sequences})
-            size = f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens"
-            data.notes.append(f"{name}: {size}; share {share:g}")
+    shares: dict[str, tuple[float, list[Tensor]]] = {}
+    if weight < 1:
+        shares["files"] = 1 - weight, text.read_sequences(config.input_files, data.tokenizer, config.block_size)
+    if weight:
+        shares["stories"] = weight, stories("train", config.max_stories)
+    for name, (share, sequences) in shares.items():
+        data.sequences += sequences
+        distinct = len({tuple(sequence.tolist()) for sequence in sequences})
+        size = f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens"
+        data.notes.append(f"{name}: {size}; share {share:g}")
+    if len(shares) == 2:
+        data.weights = [share / len(part) for share, part in shares.values() for _ in part]
     if config.validation_stories:
         data.validation = stories("validation", config.validation_stories)
         data.notes.append(f"validation: {len(data.validation)} stories")
-    if not 0 < weight < 1:
-        data.weights = None
-    return compact(data) if config.compact else data
-
-
-def compact(data: Data) -> Data:
-    """The same text in the ids that occur in training."""
-    sequences, ids = text.compact_vocabulary(data.sequences)
-    validation, vocab_size = text.renumber(data.validation, ids), len(ids)
-    unknown = sum(int((sequence == vocab_size).sum()) for sequence in validation)
-    note = f"compact vocabulary: {vocab_size} tokens; {unknown} validation tokens lie outside it and do not count"
-    tokenizer, notes = text.CompactTokenizer(data.tokenizer, ids), [*data.notes, note]
-    return Data(sequences, data.weights, validation, tokenizer, vocab_size, data.kgram_k, notes)
+    if config.compact:  # the same text in the ids that occur in training
+        data.sequences, ids = text.compact_vocabulary(data.sequences)
+        data.validation, data.vocab_size = text.renumber(data.validation, ids), len(ids)
+        data.tokenizer = text.CompactTokenizer(data.tokenizer, ids)
+        unknown = sum(int((sequence == len(ids)).sum()) for sequence in data.validation)
+        outside = f"{unknown} validation tokens lie outside it and do not count"
+        data.notes.append(f"compact vocabulary: {len(ids)} tokens; {outside}")
+    return data
 
 
 def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int = 2048) -> SequenceModel:
     """A model by its name; `max_length` is how far learned positions reach. ValueError for another's table."""
     embed_size, hidden_size = config.embed_size, config.hidden_size or config.embed_size
     tied = config.head == "tied" or (config.head is None and name == "Transformer")
-    model: SequenceModel
     if name == "LSTM":
-        model = helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size, tied=tied)
+        model: SequenceModel = helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size, tied=tied)
     elif name == "Transformer":
         options: dict[str, Any] = {"norm": config.norm, "positions": config.positions, "max_length": max_length}
         model = helpers.TransformerModel(vocab_size, embed_size, config.n_heads, config.n_blocks, tied=tied, **options)
@@ -112,7 +104,13 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         model = helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=config.kgram_chunk_size, tied=tied)
     model.dropout.p = config.dropout
     if config.embedding_from:
-        copy_embedding(model, name, config.embedding_from)
+        tables = [value for key, value in load_file(config.embedding_from).items() if key.endswith("embedding.weight")]
+        table = tables[0] if tables else torch.empty(0)
+        own = next(module for module in model.modules() if isinstance(module, helpers.TokenEmbedding)).weight
+        if table.shape != own.shape:
+            sizes = f"the table in {config.embedding_from} is {tuple(table.shape)}; the {name} needs {tuple(own.shape)}"
+            raise ValueError(f"{sizes}: give --embed_size and the text that it was trained with")
+        own.data.copy_(table)
     if config.compile:
         for part in compiled_parts(model):
             part.compile(dynamic=True)  # the number of distinct contexts changes from batch to batch
@@ -124,19 +122,6 @@ def compiled_parts(model: SequenceModel) -> list[torch.nn.Module]:
     if isinstance(model, helpers.KGramMLPSeqModel):
         return [model.net]
     return list(model.blocks) if isinstance(model, helpers.TransformerModel) else []
-
-
-def copy_embedding(model: SequenceModel, name: str, path: Path) -> None:
-    """Start from the embedding table in a .safetensors file of another model."""
-    tables = [value for key, value in load_file(path).items() if key.endswith("embedding.weight")]
-    table = tables[0] if tables else torch.empty(0)
-    own = next(module for module in model.modules() if isinstance(module, helpers.TokenEmbedding))
-    if table.shape != own.weight.shape:
-        raise ValueError(
-            f"the table in {path} is {tuple(table.shape)}; the {name} needs {tuple(own.weight.shape)}: "
-            "give --embed_size and the text that it was trained with"
-        )
-    own.weight.data.copy_(table)
 
 
 def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dict[str, Any]:
@@ -154,7 +139,6 @@ def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dic
 def measure(model: SequenceModel, data: Data) -> tuple[dict[str, float], pd.DataFrame]:
     """Validation loss of the model, of Kneser-Ney of k tokens and of both mixed, in a row; the loss by position."""
     nats = helpers.target_log_probabilities(model, data.validation)
-    positions = pd.DataFrame(helpers.loss_by_position(nats, POSITIONS))
     flat = torch.cat(nats)
     net, (counted, seen) = flat[~flat.isnan()].double().exp(), data.kneser_ney
     half = torch.arange(len(net)) < len(net) // 2
@@ -163,13 +147,12 @@ def measure(model: SequenceModel, data: Data) -> tuple[dict[str, float], pd.Data
     row["bits_per_byte"] = text.bits_per_byte(loss, data.validation, data.tokenizer)
     row |= {"kneser_ney_order": data.kgram_k + 1, "kneser_ney_loss": -counted.log().mean().item()}
     row["mixed_loss"], row["mix_weight"] = mixed_loss(net, counted, half, seen)
-    return row, positions
+    return row, pd.DataFrame(helpers.loss_by_position(nats, POSITIONS))
 
 
 def add_tables(name: str, labels: dict[str, Any], **tables: pd.DataFrame) -> None:
     """Enter a run's tables in out/runs: its steps in <name>.csv, others in <name>_<table>.csv."""
     for ending, table in tables.items():
         if len(table):
-            labelled = table.assign(**labels)
-            columns = [*labels, *table.columns.difference(list(labels), sort=False)]
-            add_to_run(labelled[columns], name if ending == "steps" else f"{name}_{ending}")
+            labelled = pd.DataFrame(labels, table.index).join(table.drop(columns=[*labels], errors="ignore"))
+            add_to_run(labelled, name if ending == "steps" else f"{name}_{ending}")

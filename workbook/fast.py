@@ -1,11 +1,4 @@
-"""What is done differently for speed: private operators and memory settings, all of them, and nothing else.
-
-Each has a switch, falls back where this machine or this PyTorch lacks it, gives the same numbers either way
-(tests/test_fast.py), and is a column of every run row (`settings`). To leave one out on the command line:
-`--no-onednn_linear`, `--no-keep_memory`, `--no-large_pages`.
-"""
-
-from __future__ import annotations
+"""Private operators and memory settings for speed: each has a switch, a fall-back, and the same numbers either way."""
 
 import ctypes
 import os
@@ -32,10 +25,7 @@ def use_onednn_linear(on: bool = True) -> None:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`nn.functional.linear`; float32 on a CPU without gradients by oneDNN, up to twice as fast as the default there.
-
-    x (…, I), weight (O, I), bias (O,) -> (…, O).
-    """
+    """`nn.functional.linear`, x (…, I), weight (O, I); by oneDNN up to twice as fast on a CPU without gradients."""
     fits = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
     if fits and _on["onednn_linear"] and has_onednn_linear():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -45,8 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def keep_memory(on: bool = True) -> bool:
     """Let this process keep the memory of large tensors that it frees, for the next ones (mallopt(3) of glibc).
 
-    By default a block above 32 MiB goes back to the kernel, and each new one costs as many page faults as it has
-    pages. False goes back to that. Returns whether the setting took hold; it is not there outside Linux with glibc.
+    By default, and with False, a block above 32 MiB goes back to the kernel, and each new one costs a fault for each of
+    its pages. Returns whether the setting took hold; it is not there outside Linux with glibc.
     """
     largest, trim = (2**31 - 1, 2**31 - 1) if on else (32 * 2**20, 64 * 2**20)
     try:

@@ -6,7 +6,7 @@ the name of a run into its frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -171,7 +171,7 @@ def behind(table: pd.DataFrame, higher: bool = False) -> list[str]:
     return [name for name in table.index if (high.drop(name) < low[name]).any()]
 
 
-def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: list[str]) -> pd.DataFrame:
+def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Sequence) -> pd.DataFrame:
     """One line of `evidence`, a row for each design. More is better of rates, less of all else; n = 1: no verdict."""
     higher, table = criterion.startswith("targets/s"), intervals(frame, column).reindex(designs)
     rule, standing, measured = "one measurement", dict.fromkeys(designs, STANDINGS[3]), table.dropna(subset="mean")
@@ -187,8 +187,9 @@ def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: lis
 def evidence(load: Load = load_runs) -> pd.DataFrame:
     """Every record that compares the designs, each line judged by one rule: ahead only with the intervals apart."""
     trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
-    designs, floors = list(trained["model"].unique()), load("kgram_floors_summary")
+    ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
     rescaled = summarise(load("kgram_first_scale")).replace({"model": ", rescaled$"}, "", regex=True)
+    floors, ladder = load("kgram_floors_summary"), with_rate(plain_ladder(ladder))
     most = floors.assign(nats=1e3 * above_floor(floors)).groupby("model", as_index=False)["nats"].max()
     lines = [
         (f"loss on 3seqs.txt, {trained['steps'].iloc[0]} steps", trained, "mean_loss"),
@@ -197,28 +198,22 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
         (f"the same, {longer['steps'].iloc[0]:,} steps", longer, "validation_loss"),
         ("most above a floor (nats / 1000)", most, "nats"),
         ("targets/s, trained in turn, 3seqs.txt", trained, "tokens_per_s"),
-        *cost_lines(load),
-        ("million weights", trained.assign(millions=trained["parameters"] / 1e6), "millions"),
     ]
-    return pd.concat([evidence_line(*line, designs) for line in lines], ignore_index=True)
-
-
-def cost_lines(load: Load) -> Iterable[tuple[str, pd.DataFrame, str]]:
-    """The lines of `evidence` on speed and memory: criterion, frame, column."""
-    ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
-    ladder = with_rate(plain_ladder(ladder))
     for text, name in TEXTS.items():
         for way in ("loop", "one batch", "memory reuse"):
-            label = way.replace("memory reuse", "all exact steps")
-            yield f"targets/s, {label}, {name}", ladder[(ladder["text"] == text) & (ladder["way"] == way)], "rate"
-        yield f"peak MB of a step, {name}", parts[(parts["text"] == text) & (parts["way"] == "memory reuse")], "peak_mb"
-    by_k = growth[(growth["axis"] == "k") & growth["peak_mb"].notna()]
+            rows = ladder[(ladder["text"] == text) & (ladder["way"] == way)]
+            lines.append((f"targets/s, {way.replace('memory reuse', 'all exact steps')}, {name}", rows, "rate"))
+        rows = parts[(parts["text"] == text) & (parts["way"] == "memory reuse")]
+        lines.append((f"peak MB of a step, {name}", rows, "peak_mb"))
+    by_k, slopes = growth[(growth["axis"] == "k") & growth["peak_mb"].notna()], growth_slopes(growth).reset_index()
     k, length = by_k["value"].max(), latency["length"].max()
-    yield f"peak MB of a step, k = {k}", by_k[by_k["value"] == k], "peak_mb"
-    slopes = growth_slopes(growth).reset_index()
-    for axis in "Vk":
-        yield f"time grows with {axis} to the power", slopes[slopes["axis"] == axis], "slope"
-    yield f"ms a new token after {length:,}", latency[latency["length"] == length], "ms"
+    lines += [
+        (f"peak MB of a step, k = {k}", by_k[by_k["value"] == k], "peak_mb"),
+        *((f"time grows with {axis} to the power", slopes[slopes["axis"] == axis], "slope") for axis in "Vk"),
+        (f"ms a new token after {length:,}", latency[latency["length"] == length], "ms"),
+        ("million weights", trained.assign(millions=trained["parameters"] / 1e6), "millions"),
+    ]
+    return pd.concat([evidence_line(*line, trained["model"].unique()) for line in lines], ignore_index=True)
 
 
 def require(sentence: str, holds: bool) -> None:
@@ -228,17 +223,15 @@ def require(sentence: str, holds: bool) -> None:
 
 
 def finding(load: Load = load_runs) -> dict:
-    """The notes' rates, and how many times as fast the same mathematics runs."""
-    speed, trained, texts = load("kgram_speed"), load("kgram_designs_summary"), load("cost_texts")
-    factors, shared, noted = speed_factors(speed), targets_per_context(texts), notes()["tokens_per_s"]
-    loop = with_rate(speed[speed["way"] == "loop"]).groupby("model")["rate"].median() / noted
-    require("the loop here has the notes' rates to a factor of two", loop.between(0.5, 2).all())
-    require("embedding and convolution are level", level(intervals(trained, "mean_loss").drop("one-hot")))
+    """How many times as fast the same mathematics runs, and how much of it is the text."""
+    speed, shared = load("kgram_speed"), targets_per_context(load("cost_texts"))
+    factors, loop = speed_factors(speed), with_rate(speed[speed["way"] == "loop"]).groupby("model")["rate"].median()
+    close = (loop / notes()["tokens_per_s"]).between(0.5, 2).all()
+    require("the loop here has the notes' rates to a factor of two", close)
     last = factors["distinct contexts / one batch"]
     require("the last step is mostly the text's repetition", last.max() < 2 * shared["3seqs.txt"])
     stories = ladder_factors(load("cost_ladder"), "loop").loc[("stories", "embedding")].median()
-    values = {"noted": noted, "factors": factors, "shared": shared, "stories": stories}
-    return values | {"seeds": trained["seed"].nunique(), "steps": trained["steps"].iloc[0]}
+    return {"factors": factors, "shared": shared, "stories": stories}
 
 
 def designs(load: Load = load_runs) -> dict:
@@ -252,12 +245,10 @@ def designs(load: Load = load_runs) -> dict:
     require("after an equal initialisation both are level", level(equal))
     require("embedding is ahead on stories", verdict(short, higher_is_better=False) == "embedding")
     require("after longer training on stories the three are level", level(long))
-    speed, per_model = with_rate(load("kgram_speed")), trained.groupby("model", sort=False)
-    values = {"trained": trained.iloc[0], "short_run": stories.iloc[0], "long_run": longer.iloc[0], "noted": notes()}
-    values |= {"loss": loss, "equal": equal, "short": short, "long": long, "seeds": trained["seed"].nunique()}
-    values |= {"parameters": per_model["parameters"].first(), "seconds": per_model["wall_s"].mean().sum()}
-    values |= {"rate": speed.groupby(["model", "way"])["rate"].median().unstack(), "rounds": speed["round"].nunique()}
-    return values | {"inputs": values["trained"]["kgram_k"] * values["trained"]["vocab_size"]}
+    rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
+    values = {"loss": loss, "equal": equal, "short": short, "long": long, "rate": rate.median().unstack()}
+    values |= {"parameters": each["parameters"].first(), "seconds": each["wall_s"].mean().sum()}
+    return values | {"inputs": trained["kgram_k"].iloc[0] * trained["vocab_size"].iloc[0]}
 
 
 def sampling(load: Load = load_runs) -> dict:
@@ -273,48 +264,29 @@ def sampling(load: Load = load_runs) -> dict:
     for p in (writer.removeprefix("LSTM, ") for writer in judged.index if writer.startswith("LSTM, p")):
         better = judged.loc[f"LSTM, {p}", "high"] < judged.loc[f"k-gram, {p}", "low"]
         require(f"the judge is less surprised by the LSTM at {p}", better)
-    written, cost = load("generation_512"), load("top_p_cost").rename(columns={"filter / sort": "share"})
-    values = {"fair": fair, "written": written.iloc[0], "tokens": written["position"].max() + 1}
-    cost = cost.groupby("logits")[["share", "kept"]].median()
-    return values | {"seconds": generation_seconds(written), "peaked": cost.loc["peaked"], "flat": cost.loc["flat"]}
+    return {"fair": fair, "cost": load("top_p_cost").groupby("logits")[["filter / sort", "kept"]].median()}
 
 
 def stories(load: Load = load_runs) -> dict:
-    """The five-minute runs on TinyStories beside counts, the window, and embeddings that start from another model's."""
-    runs, text = load("stories_5min_summary"), load("stories_text_tinystories").set_index("split")
-    reuse, window = load("stories_reuse_summary"), load("stories_window_tinystories").set_index("model")
+    """The five-minute runs on TinyStories beside counts, and embeddings that start from another model's."""
+    runs, reuse = load("stories_5min_summary"), load("stories_reuse_summary")
     loss, starts = intervals(runs, "validation_loss"), intervals(reuse, "validation_loss")
     require("LSTM and Transformer are level", level(loss.drop("k-gram")))
     require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
-    kgram = runs[runs["model"] == "k-gram"].iloc[0]
+    kgram, text = runs[runs["model"] == "k-gram"].iloc[0], load("stories_text_tinystories").set_index("split")
     nats, bits = kgram["kneser_ney_loss"], kgram["bits_per_byte"] / kgram["validation_loss"]  # bits per byte for a nat
-    counted = {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}
-    values = {"kgram": kgram, "counted": counted, "loss": loss.sort_values("mean", ascending=False), "starts": starts}
-    values |= {"mean": runs.groupby("model").mean(numeric_only=True), "seeds": runs["seed"].nunique()}
-    values |= {"seconds": runs["wall_s"].median(), "start_seconds": reuse["wall_s"].median(), "window": window}
+    values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
+    values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}
+    values |= {"starts": starts, "seconds": runs["wall_s"].median(), "start_seconds": reuse["wall_s"].median()}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
 
 
 def cost(load: Load = load_runs) -> dict:
-    """One training step, from the loop to all exact steps: rates, memory, the machine's limit, growth, threads."""
-    names = ("ladder", "parts", "texts", "growth", "threads", "processes", "rates")
-    ladder, parts, texts, growth, threads, processes, rates = (load(f"cost_{name}") for name in names)
+    """One training step, from the loop to all exact steps: rates, memory, growth, and what reused memory is worth."""
+    ladder, parts, growth, processes = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "processes"))
     losses = processes.groupby(["model", "processes"])["loss"].last().unstack()
     require("one and two processes end at the same loss", (losses[1] - losses[2]).abs().max() < 1e-4)
-    groups = with_rate(plain_ladder(ladder)).groupby(["text", "model", "way"])["rate"]
-    values = {"rate": groups.median().unstack(), "cores": ladder["threads"].iloc[0]}
-    values |= {"peak_mb": plain_ladder(parts).set_index(["text", "model", "way"])["peak_mb"].unstack()}
-    values |= {"by_loop": ladder_factors(ladder, "loop"), "by_batch": ladder_factors(ladder, "one batch")}
-    values |= {"reuse": ladder_factors(ladder, "one batch, memory reuse").median(axis=1).unstack("model")["embedding"]}
-    values |= {"targets": texts.set_index("text")["batch_targets"], "shared": targets_per_context(texts)}
-    values |= {"limit": roof(ladder, texts, rates).set_index(["text", "way"]).loc[("3seqs.txt", "memory reuse")]}
-    values |= {"slope": growth_slopes(growth).groupby(["axis", "model"]).median().unstack("axis")}
-    values |= {"largest": growth.groupby("axis")["value"].max(), "models": growth["model"].nunique()}
-    values |= {"by_threads": ratios(threads, "threads", "step_s", 1, 2)["median"]}
-    return values | {"by_processes": ratios(processes, "processes", "tokens_per_s", 2, 1)["median"]}
-
-
-def notebooks(load: Load = load_runs) -> dict:
-    """CPU seconds of each notebook with its default parameters."""
-    times = load("notebooks").set_index("notebook")
-    return {"seconds": times["seconds"], "cores": times["threads"].iloc[0]}
+    key, reuse = ["text", "model", "way"], ladder_factors(ladder, "one batch, memory reuse").median(axis=1)
+    values = {"rate": with_rate(plain_ladder(ladder)).groupby(key)["rate"].median().unstack()}
+    values |= {"peak_mb": plain_ladder(parts).set_index(key)["peak_mb"].unstack(), "reuse": reuse.unstack("model")}
+    return values | {"slope": growth_slopes(growth).groupby(["axis", "model"]).median().unstack("axis")}

@@ -1,10 +1,7 @@
 """The machine: device, threads, processes, clock, memory, and what a run row says of them."""
 
-from __future__ import annotations
-
 import ctypes
 import datetime
-import importlib.metadata
 import math
 import os
 import platform
@@ -13,23 +10,16 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import distributed
 
 from workbook import fast
 
-T = TypeVar("T")
-
 
 def set_up(seed: int = 0, threads: int | None = None, device: str = "auto", large_pages: bool = True) -> torch.device:
-    """Seed PyTorch, set its CPU threads (None: leave them) and its pages, and return the device to use.
-
-    `device` is "auto", "cpu", "cuda", "cuda:1", "mps", … Where it is missing, a warning says so in one
-    line and the CPU is returned. Under torchrun "auto" and "cuda" give each process a GPU of its own. ValueError
-    for a name that is no device, fewer than one thread, or more processes than GPUs.
-    """
+    """Seed PyTorch, set its CPU threads and pages; return the device, or the CPU with a warning where it is missing."""
     fast.use_large_pages(large_pages)
     torch.manual_seed(seed)
     if threads is not None:
@@ -38,25 +28,20 @@ def set_up(seed: int = 0, threads: int | None = None, device: str = "auto", larg
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+    if device == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():  # torchrun: a GPU a process
         if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             came = f"{os.environ['LOCAL_WORLD_SIZE']} processes for {torch.cuda.device_count()} GPUs"
             raise ValueError(f"{came}; give torchrun --nproc-per-node as many as there are GPUs, or use the device cpu")
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return choose_device(device)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name, or the CPU with a warning where this machine has none such."""
     try:
-        chosen = torch.device(name)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device {name!r} is not known; use auto, cpu, cuda, cuda:0 or mps") from None
+        raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0 or mps") from None
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (chosen.index or 0) >= present.get(chosen.type, 0):
-        warnings.warn(f"device {name} is not available here; using the CPU instead", stacklevel=3)
-        return torch.device("cpu")
-    return chosen
+    if (chosen.index or 0) < present.get(chosen.type, 0):
+        return chosen
+    warnings.warn(f"device {device} is not available here; using the CPU instead", stacklevel=2)
+    return torch.device("cpu")
 
 
 def join_processes(device: torch.device) -> int:
@@ -77,10 +62,9 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def timed(function: Callable[..., T], *inputs, device: torch.device | str = "cpu") -> tuple[float, T]:
+def timed(function: Callable, *inputs, device: torch.device | str = "cpu") -> tuple[float, Any]:
     """The seconds that `function(*inputs)` takes on the device, and what it returns. The one clock of the workbook."""
-    device = torch.device(device)
-    synchronize(device)
+    synchronize(device := torch.device(device))
     begin = time.perf_counter()
     result = function(*inputs)
     synchronize(device)
@@ -92,42 +76,27 @@ def describe_machine(device: torch.device | str = "cpu") -> dict:
     cpu_info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.exists() else []
     on_gpu = torch.device(device).type == "cuda"
-    row = {
-        "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if on_gpu else [*names, platform.machine()][0],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-    }
+    processor = torch.cuda.get_device_name(device) if on_gpu else [*names, platform.machine()][0]
+    row = {"device": str(device), "processor": processor, "threads": torch.get_num_threads()}
+    row |= {"python": platform.python_version(), "torch": str(torch.__version__)}
     row |= {"processes": distributed.get_world_size()} if distributed.is_initialized() else {}
     return row | fast.settings()
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
-    """Peak memory in bytes that `function()` takes above what was held before it.
-
-    CUDA: PyTorch's allocator. CPU on Linux: the process's resident set (VmHWM after a reset). NaN where
-    neither can be read.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
+    """Peak bytes that `function()` takes above what was held before, or NaN: PyTorch's on CUDA, else the process's."""
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return float(torch.cuda.max_memory_allocated(device) - before)
-
-    def resident(field: str) -> int:
-        found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
-        if found is None:
-            raise OSError(f"/proc/self/status has no {field}")
-        return 1024 * int(found[1])
-
+    status, highest = Path("/proc/self/status"), r"VmHWM:\s+(\d+)"  # kB
     try:
         ctypes.CDLL(None).malloc_trim(0)  # or freed memory that the process still holds would hide a peak
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM; see Linux's proc(5)
-        before_cpu = resident("VmRSS")
-    except (OSError, AttributeError, TypeError):  # not Linux with glibc
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM falls to what is held now; see Linux's proc(5)
+        before = int(re.findall(highest, status.read_text())[0])
+    except (OSError, AttributeError, TypeError, IndexError):  # not Linux with glibc
         function()
         return math.nan
     function()
-    return float(max(resident("VmHWM") - before_cpu, 0))
+    return 1024.0 * (int(re.findall(highest, status.read_text())[0]) - before)

@@ -1,13 +1,12 @@
 """The notebooks as files: run one, read its definitions as a module, link to a line of code by its name."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import os
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -35,10 +34,7 @@ def notebook_module(name: str, *wanted: str) -> ModuleType:
 
 
 def execute(path: Path, parameters: dict | None = None) -> tuple[nbformat.NotebookNode, float]:
-    """Run a notebook from a fresh kernel: with its outputs, and the seconds of its cells, the kernel's start apart.
-
-    `parameters` replace the values of the cell tagged `parameters`.
-    """
+    """Run a notebook, `parameters` after its cell of that tag: with outputs, and the seconds of its cells alone."""
     notebook = nbformat.read(path, as_version=4)
     if parameters:
         place = next(index for index, cell in enumerate(notebook.cells) if "parameters" in tags(cell))
@@ -58,23 +54,16 @@ def execute(path: Path, parameters: dict | None = None) -> tuple[nbformat.Notebo
 
 
 def code_link(path: str, name: str, quote: str = "") -> str:
-    """A Markdown link to a function or class by its name, and the one line in it that holds `quote`.
-
-    `path` is a file of the project; of a notebook, the definition that a cell of it holds. ValueError unless
-    exactly one line is meant, so that a pointer is never wrong in silence.
-    """
+    """A Markdown link to a function or class, and the one line in it that holds `quote`; ValueError if not one."""
     if path.endswith(".ipynb"):
         cells = nbformat.read(ROOT / path, as_version=4).cells
         source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     else:
         source = (ROOT / path).read_text(encoding="utf-8")
-    *outer, last = name.split(".")
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    found = [
-        node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds) and node.name == (outer or [last])[0]
-    ]
-    if outer:
-        found = [node for parent in found for node in ast.walk(parent) if isinstance(node, kinds) and node.name == last]
+    found: list[Any] = [ast.parse(source)]
+    for part in name.split("."):
+        inside = [node for parent in found for node in ast.walk(parent)]
+        found = [node for node in inside if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == part]
     lines = [line.strip() for node in found for line in source.split("\n")[node.lineno - 1 : node.end_lineno]]
     quoted = [line for line in lines if quote in line] if quote else lines[:1]
     if len(quoted) != 1:

@@ -1,7 +1,4 @@
-"""How figures look: slide-sized, readable in grey and from the last row; loss curves and throughput of step rows.
-
-The figures themselves are in gallery.py.
-"""
+"""How the figures of gallery.py look: slides, readable in grey and from the last row; curves and bars of step rows."""
 
 from __future__ import annotations
 
@@ -25,22 +22,13 @@ MODELS = ["one-hot", "embedding", "convolution", "LSTM", "Transformer", "k-gram"
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9"]  # Okabe & Ito 2008
 DASHES = ["-", "--", "-.", (0, (8, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (3, 3))]
 MARKERS = "os^DvP*"
-
 X_LABELS = {"step": "training step", "tokens": "tokens seen", "elapsed_s": "training time (s)"}
 
 
 def set_style() -> None:
     """A slide's size and large type, Okabe-Ito colours, and SVG files that do not change from run to run."""
-    mpl.rc("figure", figsize=(40 / 3, 7.5), dpi=96, titlesize=27, titleweight="bold", labelsize=16)  # 16:9
-    mpl.rc("figure.constrained_layout", use=True, h_pad=0.12, w_pad=0.12)
-    mpl.rc("font", size=20)
-    mpl.rc("text", parse_math=False)  # a token such as "$" is a token
-    mpl.rc("axes", titlesize=22, titleweight="bold", titlelocation="left", prop_cycle=plt.cycler(color=COLOURS))
-    mpl.rc("axes.spines", top=False, right=False)
-    mpl.rc("legend", fontsize=19, frameon=False)
-    mpl.rc("lines", linewidth=3, markersize=10)
-    mpl.rc("hatch", linewidth=2)
-    mpl.rc("svg", hashsalt="pico-llm workbook")  # the same ids from run to run
+    plt.style.use(Path(__file__).parent / "templates" / "slides.mplstyle")
+    mpl.rc("axes", prop_cycle=plt.cycler(color=COLOURS))
 
 
 def line_style(number: int) -> dict:
@@ -57,30 +45,14 @@ def model_styles(names: Iterable[str]) -> dict[str, dict]:
     return {name: line_style(numbers[name] if name in MODELS else next(left)) for name in names}
 
 
-def slide(title: str, rows: int = 1, columns: int = 1, *, note: str = "", **options: Any) -> tuple[Figure, Any]:
-    """A figure with its finding on top and a note on what was measured below; the figure and its axes.
-
-    `options` go to `plt.subplots`.
-    """
-    figure, axes = plt.subplots(rows, columns, **options)
+def slide(title: str, *shape: int, note: str = "", sharex: Any = False, sharey: Any = False, **each: Any) -> Any:
+    """The axes of a figure (`shape`: rows, columns), its finding on top, a note below; `each`: xlabel … of them all."""
+    figure, axes = plt.subplots(*shape, sharex=sharex, sharey=sharey, subplot_kw=each)
     lines = max(1, math.ceil(len(title) / 57))  # of about the same length
     figure.suptitle(textwrap.fill(title, math.ceil(len(title) / lines) + 6), x=0.01, ha="left")
     if note:
         figure.supxlabel(note, x=0.99, ha="right", color="0.3")
-    return figure, axes
-
-
-def whole(ax: Any) -> Figure:
-    """The figure of the axes."""
-    return ax.figure
-
-
-def _titled(ax: Axes | None, title: str) -> Axes:
-    """The axes with their title, or those of a new slide."""
-    if ax is None:
-        return slide(title)[1]
-    ax.set_title(title)
-    return ax
+    return axes
 
 
 def _draw_level(ax: Axes, frame: pd.DataFrame, name: str, level: float) -> None:
@@ -98,12 +70,13 @@ def plot_loss_curves(
 ) -> Axes:
     """Loss against `x` ("step", "tokens" or "elapsed_s"), a line a model: mean over seeds, band min to max.
 
-    `levels` draws horizontal lines (ln V, a floor), named at the end that the curves are farther from.
-    Against tokens and seconds, x is the mean over seeds of what a model has used after each step. Returns the axes.
+    `levels` draws horizontal lines (ln V, a floor), named at the end that the curves are farther from. Without `ax` a
+    slide with title and legend is made. Against tokens and seconds, x is the mean over seeds of what a model has used
+    after each step. Returns the axes.
     """
     if x not in X_LABELS:
         raise ValueError(f"x is {x!r}; expected one of {', '.join(X_LABELS)}")
-    ax = _titled(ax, title)
+    panel, ax = ax, ax or slide(title)
     for model, style in model_styles(frame["model"]).items():
         rows = frame[frame["model"] == model]
         position = rows.groupby("seed")["tokens"].cumsum() if x == "tokens" else rows[x]
@@ -118,22 +91,22 @@ def plot_loss_curves(
     ax.set(xlabel=X_LABELS[x] + note, ylabel="loss (nats per token)")
     if x == "step":
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    ax.legend()
+    if not panel:
+        ax.legend()
     return ax
 
 
 def plot_throughput(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Bars of tokens/s from step rows: the median over the timed rows, whiskers at the quartiles, n below."""
-    ax = _titled(ax, title)
-    timed = frame[frame["timed"]]
+    ax, timed = ax or slide(title), frame[frame["timed"]]
     rate = (timed["tokens"] / timed["step_s"]).groupby(timed["model"], sort=False)
-    median, q1, q3 = rate.median(), rate.quantile(0.25), rate.quantile(0.75)
+    median, q1, q3 = (rate.quantile(share) for share in (0.5, 0.25, 0.75))
     colours = [style["color"] for style in model_styles(median.index).values()]
     names = [f"{name}\n(n = {n})" for name, n in rate.count().items()]
     bars = ax.bar(names, median, yerr=[median - q1, q3 - median], color=colours, capsize=6)
     ax.bar_label(bars, fmt="{:,.0f}", padding=4, weight="bold")
     ax.set(ylabel="tokens/s", xlabel="bars: median of n timed steps, whiskers: quartiles", ylim=(0, 1.15 * q3.max()))
-    ax.yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     return ax
 
 

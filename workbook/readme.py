@@ -1,4 +1,4 @@
-"""README.md from templates/README.md.j2 and the numbers of findings.py: here is only how a number is written."""
+"""README.md from its template, the record and findings.py: here a template is filled and a number written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from workbook import findings
 from workbook.records import ROOT, load_runs
 
-BLOCKS = ("finding", "designs", "sampling", "stories", "cost", "notebooks")  # each a function of findings.py
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def number(value: float, digits: int = 0) -> str:
@@ -26,7 +26,15 @@ def span(values: pd.Series, digits: int = 0) -> str:
     return f"{number(values.min(), digits)} to {number(values.max(), digits)}"
 
 
+def notebook_link(name: str) -> str:
+    """A link to a notebook, by its number and title: those of its first line."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    title = "".join(cells[0]["source"]).split("\n")[0].removeprefix("# ").replace(" · ", " ", 1)
+    return f"[{title}](notebooks/{name}.ipynb)"
+
+
 FILTERS = {
+    "notebook_link": notebook_link,
     "number": number,
     "span": span,
     "millions": lambda value, digits=1: f"{number(value / 1e6, digits)} M",
@@ -34,13 +42,6 @@ FILTERS = {
     "spread": lambda values, digits=0: f"{number(values.median(), digits)} ({span(values, digits)})",
     "interval": lambda row, digits=2: f"{number(row['mean'], digits)} ({span(row[['low', 'high']], digits)})",
 }
-
-
-def notebook_link(name: str) -> str:
-    """A link to a notebook, by its number and title: those of its first line."""
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    title = "".join(cells[0]["source"]).split("\n")[0].removeprefix("# ").replace(" · ", " ", 1)
-    return f"[{title}](notebooks/{name}.ipynb)"
 
 
 def wrap(text: str) -> str:
@@ -59,13 +60,17 @@ def wrap(text: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def fill_template(name: str, **values: object) -> str:
+    """The text of a file of templates/ with these values; a name that has none is an error."""
+    folder = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= FILTERS
+    return environment.get_template(name).render(values)
+
+
 def render(load: findings.Load = load_runs) -> str:
     """The whole README.md. ValueError where the record does not bear out a sentence of its template."""
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= FILTERS | {"notebook_link": notebook_link}
-    blocks = {name: getattr(findings, name)(load) for name in BLOCKS}
-    return wrap(environment.get_template("README.md.j2").render(blocks))
+    return wrap(fill_template("README.md.j2", run=load, findings=findings))
 
 
 def write_readme(path: Path = ROOT / "README.md") -> Path:

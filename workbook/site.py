@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import ast
 import base64
-import html
-import importlib.util
+import importlib.metadata
 import itertools
 import mimetypes
 import posixpath
@@ -21,7 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
-from jinja2 import Environment, FileSystemLoader
+from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter, SlidesExporter
 from nbconvert.filters import markdown2html
 from pygments import highlight
@@ -29,12 +28,11 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from workbook.notebooks import tags
+from workbook.readme import TEMPLATES, fill_template
 from workbook.records import ROOT, output_folder, short
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tags and nbconvert's words for them
 SEARCH = {option: [str(TEMPLATES)] for option in ("extra_template_basedirs", "extra_template_paths")}  # of nbconvert
-PICTURES = {"image/png", "image/svg+xml"}
 NOT_ON_SLIDES = r"(?ms)^In Colab:.*?$|^## Exercises.*"
 NEXT_SECTION = r"(?ms)(?<=\n)#.*"  # what a cell of notes goes on with
 
@@ -55,17 +53,17 @@ class Site:
         self.files.append(path)
 
     def rewrite(self, text: str, base: str = "notebooks") -> str:
-        """HTML whose links and pictures, meant as seen from the project's folder `base`, lead to files of the site."""
-
-        def redirect(match: re.Match) -> str:
-            if match["name"] is None:  # a script
-                return match[0]
-            address = html.unescape(match["address"])
-            target = self.picture(address, base) if match["name"] == "src" else self.target(address, base)
-            return match["before"] + (f'{match["name"]}="{html.escape(target)}"' if target else "")
-
-        link = r'(?P<before><(?:a|img)\b[^>]*?\s)(?P<name>href|src)="(?P<address>[^"]*)"'
-        return re.sub(rf"<script\b.*?</script>|{link}", redirect, text, flags=re.S)
+        """HTML meant as seen from the project's folder `base`, with links to files of the site, and pictures inside."""
+        page = BeautifulSoup(text, "html.parser")
+        for picture in page.select("img[src]"):
+            address = str(picture["src"])
+            if not urlsplit(address).scheme and (path := ROOT / base / unquote(address)).is_file():
+                data = base64.b64encode(path.read_bytes()).decode()
+                picture["src"] = f"data:{mimetypes.guess_type(path)[0]};base64,{data}"
+        for link in page.select("a[href]"):
+            target = self.target(str(link.attrs.pop("href")), base)
+            link.attrs |= {"href": target} if target else {}
+        return str(page)
 
     def target(self, address: str, base: str) -> str | None:
         """Where a link leads in the site: a notebook's page, a name in code, a copy of another file, or nowhere."""
@@ -73,30 +71,13 @@ class Site:
         if parts.scheme or parts.netloc or not parts.path or parts.path in self.pages:
             return address
         path = posixpath.normpath(posixpath.join(base, unquote(parts.path)))
-        page, fragment = Path(path).stem + ".html", f"#{parts.fragment}" if parts.fragment else ""
-        if path.endswith(".ipynb") and page in self.pages:
-            return page + fragment
+        if path.endswith(".ipynb") and (page := Path(path).stem + ".html") in self.pages:
+            return parts._replace(path=page).geturl()
         if path.startswith("..") or not (ROOT / path).is_file():
             self.dead.add(address)
             return None
         self.linked.add(path)
-        return f"source/{path}.html{fragment}" if path.endswith(".py") else f"source/{path}"
-
-    def picture(self, address: str, base: str) -> str:
-        """A picture of the project as a data address."""
-        path = ROOT / base / unquote(address)
-        if urlsplit(address).scheme or not path.is_file():
-            return address
-        return f"data:{mimetypes.guess_type(path)[0]};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-    def write_linked(self) -> None:
-        """The files that pages link to: code as pages, others as they are."""
-        for path in sorted(self.linked):
-            if path.endswith(".py"):
-                code, up = code_page((ROOT / path).read_text(encoding="utf-8")), "../" * (path.count("/") + 1)
-                self.write(f"source/{path}.html", own_page(title=path, source=code, up=up))
-            else:
-                self.write(f"source/{path}", (ROOT / path).read_bytes())
+        return parts._replace(path=f"source/{path}.html" if path.endswith(".py") else f"source/{path}").geturl()
 
 
 def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
@@ -108,18 +89,21 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
     if not books:
         raise FileNotFoundError(f"no notebook in {folder}; expected 01_sanity_check.ipynb and so on")
     site = Site(Path(output), ["index.html", "slides.html", *(book["html"] for book in books)])
-    figures = read_figures(ROOT / "figures")
-    title, lead = read_readme()
+    (title, lead), figures = read_readme(), read_figures(ROOT / "figures")
     for figure in figures:
         figure["caption"] = site.rewrite(markdown2html(figure["caption"]), "figures")
-    lead_html = site.rewrite(markdown2html(lead))
-    site.write("index.html", own_page(title=title, lead=lead_html, books=books, figures=figures))
+        site.write(f"figures/{figure['name']}.png", (ROOT / "figures" / f"{figure['name']}.png").read_bytes())
+    index = {"title": title, "lead": site.rewrite(markdown2html(lead)), "books": books, "figures": figures}
+    site.write("index.html", fill_template("page.html.j2", **index))
     site.write("slides.html", site.rewrite(render_slides(title, lead, books)))
     for before, book, after in zip([None, *books], books, [*books[1:], None], strict=False):
         site.write(book["html"], site.rewrite(render_page(book, before, after)))
-    for name in (f"figures/{figure['name']}.png" for figure in figures):
-        site.write(name, (ROOT / name).read_bytes())
-    site.write_linked()
+    for name in sorted(site.linked):
+        if name.endswith(".py"):
+            code, up = code_page((ROOT / name).read_text(encoding="utf-8")), "../" * (name.count("/") + 1)
+            site.write(f"source/{name}.html", fill_template("page.html.j2", title=name, source=code, up=up))
+        else:
+            site.write(f"source/{name}", (ROOT / name).read_bytes())
     return site
 
 
@@ -149,7 +133,7 @@ def read_book(path: Path) -> dict:
 
 def read_readme() -> tuple[str, str]:
     """The README's title, and in Markdown its first paragraph and its finding, which begins a paragraph in bold."""
-    text = re.sub(r"<!--.*?-->\s*", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     heading, *blocks = re.split(r"\n\s*\n", re.split(r"\n## ", text)[0].strip())
     lead = next(block for block in blocks if not re.match(r"[#!<]|\[!|\*\*", block))
     finding = next((found[1] for block in blocks if (found := re.match(r"\*\*(.+?)\*\*", block, re.S))), "")
@@ -169,32 +153,28 @@ def read_figures(folder: Path) -> list[dict]:
 
 def reveal(name: str) -> str:
     """A file of reveal.js, as the package sphinx-revealjs bundles it; the package is found and not imported."""
-    package = importlib.util.find_spec("sphinx_revealjs")
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("sphinx-revealjs is not installed; run: pip install -r requirements.txt")
-    text = Path(package.submodule_search_locations[0], "_static", "revealjs", name).read_text(encoding="utf-8")
-    return re.sub(r"^//# sourceMappingURL.*", "", text, flags=re.M).replace("</script", r"<\/script")
-
-
-def own_page(**values) -> str:
-    return Environment(loader=FileSystemLoader(TEMPLATES)).get_template("page.html.j2").render(**values)
+    package = importlib.metadata.distribution("sphinx-revealjs")
+    path = Path(str(package.locate_file(f"sphinx_revealjs/_static/revealjs/{name}")))
+    text = re.sub(r"^//# sourceMappingURL.*", "", path.read_text(encoding="utf-8"), flags=re.M)
+    return text.replace("</script", r"<\/script")
 
 
 def code_page(source: str) -> str:
     """Python code as HTML with numbered lines, and an anchor for each name that it defines, as in `Model.step`."""
     names = {}
     for node in ast.parse(source).body:
-        outer = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-        for part in (node, *(node.body if isinstance(node, ast.ClassDef) else ())):
+        inside = [(f"{node.name}.", part) for part in node.body] if isinstance(node, ast.ClassDef) else []
+        for prefix, part in [("", node), *inside]:
             if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
-                names[str(part.lineno)] = part.name if part is node else outer + part.name
+                names[str(part.lineno)] = prefix + part.name
     code = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(linenos="table", linespans="L", wrapcode=True))
     return re.sub(r' id="L-(\d+)"', lambda line: f' id="{names[line[1]]}"' if line[1] in names else "", code)
 
 
 def name_pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The pictures among a cell's outputs, each with the name under which the cell saves it as `alt`."""
-    pictures = [output for output in cell.get("outputs", []) if PICTURES & set(output.get("data", {}))]
+    kinds = {"image/png", "image/svg+xml"}
+    pictures = [output for output in cell.get("outputs", []) if kinds & set(output.get("data", {}))]
     names = re.findall(r'(?ms)\bsave_figure\(.*?"(\w+)",?\s*\)$', cell.source)
     for number, output in enumerate(pictures):
         name = names[number] if len(names) == len(pictures) else f"{number + 1} of this cell"
@@ -218,32 +198,31 @@ def render_page(book: dict, before: dict | None, after: dict | None) -> str:
     return HTMLExporter(template_name="workbook_page", **SEARCH).from_notebook_node(notebook, {"page": page})[0]
 
 
-def slide_cell(original: nbformat.NotebookNode, kind: str, book: dict) -> nbformat.NotebookNode:
-    """A copy of a tagged cell, ready for nbconvert: of a cell with a figure only the figure."""
-    cell = deepcopy(original)
-    cell.metadata |= {"slideshow": {"slide_type": kind}, "origin": {"html": book["html"], "title": book["title"]}}
-    if cell.cell_type == "markdown":
-        cell.source = re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source)
-    elif not cell.outputs:
-        where = f"{book['name']}: a cell tagged {tags(cell)}"
-        raise ValueError(f"{where} has no output; run the notebook: {cell.source[:80]!r}")
-    elif pictures := name_pictures(cell):
-        cell.outputs, cell.metadata["tags"] = pictures, [*tags(cell), "figures"]
-    return cell
-
-
 def slide_cells(book: dict) -> list[nbformat.NotebookNode]:
-    """The tagged cells of a notebook; ValueError where the first of them does not start a slide."""
-    tagged = [(cell, SLIDE_TYPES[tag]) for cell in book["notebook"].cells for tag in tags(cell) if tag in SLIDE_TYPES]
+    """Copies of a notebook's tagged cells, ready for nbconvert: of a cell with a figure only the figure.
+
+    ValueError where the first of them does not start a slide, or one of code has no output.
+    """
+    cells = book["notebook"].cells
+    tagged = [(deepcopy(cell), SLIDE_TYPES[tag]) for cell in cells for tag in tags(cell) if tag in SLIDE_TYPES]
     if tagged and tagged[0][1] != "slide":
         raise ValueError(f"{book['name']}: a cell tagged {tags(tagged[0][0])} comes before any cell tagged 'slide'")
-    return [slide_cell(cell, kind, book) for cell, kind in tagged]
+    for cell, kind in tagged:
+        cell.metadata |= {"slideshow": {"slide_type": kind}, "origin": {"html": book["html"], "title": book["title"]}}
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source)
+        elif not cell.outputs:
+            where = f"{book['name']}: a cell tagged {tags(cell)}"
+            raise ValueError(f"{where} has no output; run the notebook: {cell.source[:80]!r}")
+        elif pictures := name_pictures(cell):
+            cell.outputs, cell.metadata["tags"] = pictures, [*tags(cell), "figures"]
+    return [cell for cell, _ in tagged]
 
 
 def render_slides(title: str, lead: str, books: list[dict]) -> str:
     """The deck: a title slide, then the tagged cells, with reveal.js in the file."""
-    front = nbformat.v4.new_markdown_cell(f"# {title}\n\n{lead}", metadata={"tags": ["title"]})
-    front = slide_cell(front, "slide", {"html": "index.html", "title": "Notebooks and figures"})
+    place = {"slideshow": {"slide_type": "slide"}, "origin": {"html": "index.html", "title": "Notebooks and figures"}}
+    front = nbformat.v4.new_markdown_cell(f"# {title}\n\n{lead}", metadata={"tags": ["title"]} | place)
     cells = [front, *itertools.chain.from_iterable(map(slide_cells, books))]
     for number, cell in enumerate(cells):
         cell.id = f"slide-cell-{number}"  # two notebooks may use the same ids

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -203,6 +206,20 @@ class Trainer:
             self.counts["best"] = loss
             self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
+    def advance(self, batch: Tensor, validation: Iterable[Tensor] | None, log: str | Path | None) -> dict:
+        """A step and what is due after it: its row, a validation, a line of the log, a checkpoint. Ctrl-C waits."""
+        leads, validate_every = not self.rank, self.config.validate_every or 100
+        with delayed_interrupt():
+            row = self.step(batch)
+            self.record(row)
+            if leads and validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0):
+                self.validate(validation)
+            if leads and log and row["step"] % self.config.log_every == 0:
+                self.write_rows(log, self.rows[-1:], "a")
+            if row["step"] % self.config.save_every == 0:
+                self.save()
+        return row
+
     def save(self) -> None:
         """All that the next step depends on, in one file that is never half written."""
         if self.path and not self.rank:
@@ -256,6 +273,27 @@ def progress_bar(label: str, shown: bool) -> tqdm:
     )
 
 
+@contextlib.contextmanager
+def delayed_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block, so that no step is half done; a second Ctrl-C does not wait."""
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+    came, usual = [], signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+    def wait(number, _):
+        came.append(number)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if came:
+        raise KeyboardInterrupt
+
+
 # ---------------------------------------------------------------- one model, and several
 
 
@@ -287,20 +325,13 @@ def train(
     trainer = Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fn, checkpoint=checkpoint)
     trainer.load()
     trainer.share()
-    leads, log_every, validate_every = not trainer.rank, config.log_every, config.validate_every or 100
+    leads = not trainer.rank
     if log and leads:
-        trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // log_every], "w")
+        trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // config.log_every], "w")
     with progress_bar(run, progress and leads) as bar:
         try:
             for batch in trainer.stream():
-                row = trainer.step(batch)
-                trainer.record(row)
-                if leads and validation is not None and (trainer.progress >= 1 or row["step"] % validate_every == 0):
-                    trainer.validate(validation)
-                if leads and log and row["step"] % log_every == 0:
-                    trainer.write_rows(log, trainer.rows[-1:], "a")
-                if row["step"] % config.save_every == 0:
-                    trainer.save()
+                row = trainer.advance(batch, validation, log)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.3f}, {row['tokens'] / row['step_s']:,.0f} tokens/s", refresh=False
                 )

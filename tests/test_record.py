@@ -1,0 +1,99 @@
+"""`python -m workbook`: who may write the record, what makes each of its files, and what goes to a reader's folder."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from oracles import ROOT
+
+from workbook import __main__ as command
+from workbook import gallery, record
+from workbook.records import RECORD, load_runs, save_run
+
+
+def digests(*folders):
+    """The content of every file of the record, to see whether one changed."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_each_file_of_the_record_is_made_by_exactly_one_name():
+    made = [name for each in record.recordings().values() for name in each.files.split()]
+    assert sorted([*made, "notebooks"]) == sorted(path.stem for path in RECORD.glob("*.csv"))
+
+
+def test_the_table_in_contributing_is_that_of_the_command():
+    assert record.table() in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "python -m workbook record --list"
+
+
+def test_every_command_line_is_one_that_the_parser_takes():
+    code = "import importlib.util, json, sys; spec = importlib.util.spec_from_file_location('p', 'pico-llm.py'); "
+    code += "p = importlib.util.module_from_spec(spec); spec.loader.exec_module(p); "
+    code += "[p.read_options(p.build_parser().parse_args(line)) for line in json.load(sys.stdin)]"
+    lines = [line for each in record.recordings().values() for line in each.commands]
+    split = [line.format(stories="tinystories", out="out").split() for line in lines]
+    subprocess.run([sys.executable, "-c", code], input=json.dumps(split), text=True, cwd=ROOT, check=True)
+    assert len(lines) == 8 + 18
+
+
+def test_nothing_runs_for_an_unknown_name_or_without_the_text(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, "make", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match="nothing to record is called 09; there are .*stories_5min"):
+        record.record(["09", "01"])
+    for stories in (None, str(tmp_path / "absent")):
+        with pytest.raises(ValueError, match="stories_k train on TinyStories; give --stories FOLDER"):
+            record.record(["01", "stories_k"], stories)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """A record of its own, to be written to."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(record, "RECORD", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_a_recording_copies_its_own_files_and_no_others(elsewhere, monkeypatch, workbook_out, tmp_path):
+    line = "--stories small --max_stories 60 --block_size 20 --models kgram --steps 2 --prompt Once --record tale"
+    each = record.Recording("tale tale_summary", 1, commands=(line,))
+    before = digests(RECORD, ROOT / "figures")
+    record.make(each, str(tmp_path))
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["tale.csv", "tale_summary.csv"]
+    assert (workbook_out / "record" / "runs" / "tale_samples.csv").exists()  # made, and not asked for
+    assert digests(RECORD, ROOT / "figures") == before
+    with pytest.raises(FileNotFoundError):  # a file that the run did not make is never the one of the time before
+        record.make(each._replace(files="tale", commands=()), None)
+
+
+def test_a_failed_recording_changes_nothing(elsewhere):
+    with pytest.raises(subprocess.CalledProcessError):
+        record.make(record.Recording("tale", 1, commands=("--kgram_k 0",)), None)
+    assert not list(elsewhere.iterdir())
+
+
+def test_figures_are_the_readers_where_the_runs_are(workbook_out, capsys):
+    before = digests(RECORD, ROOT / "figures")
+    speed = load_runs("kgram_speed")
+    save_run(speed.assign(step_s=speed["step_s"].where(speed["way"] != "loop", speed["step_s"] / 10)), "kgram_speed")
+    command.main(["figures", "kgram_speed", "stories_k"])
+    printed = capsys.readouterr().out
+    assert "kgram_speed: your own run" in printed and "stories_k: the record" in printed
+    own, recorded = (path / "kgram_speed.svg" for path in (workbook_out / "figures", ROOT / "figures"))
+    assert own.read_text() != recorded.read_text()
+    assert (workbook_out / "figures" / "stories_k.svg").read_text() == (ROOT / "figures" / "stories_k.svg").read_text()
+    assert digests(RECORD, ROOT / "figures") == before
+
+
+def test_an_unknown_figure_is_one_clear_error(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["figures", "kgram_sped"])
+    assert stopped.value.code == 2 and "no figure is called kgram_sped; there are " in capsys.readouterr().err
+
+
+def test_the_record_draws_itself_again_byte_for_byte(tmp_path):
+    names = ["sanity_check_loss", "kgram_speed", "cost_roof", "interview_decision"]
+    gallery.draw_figures(names, load_runs, folder=tmp_path)
+    for name in names:
+        assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "figures" / f"{name}.svg").read_bytes()
