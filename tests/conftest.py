@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracles import ROOT
 
+from workbook import fast
 from workbook.text import load_tokenizer
 
 cache = tempfile.TemporaryDirectory(prefix="workbook-tests-")  # datasets reads its place when first imported
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(items):
 def workbook_out(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBOOK_OUT", str(tmp_path / "out"))
     return tmp_path / "out"
+
+
+@pytest.fixture(autouse=True)
+def speed_settings(monkeypatch):
+    """What a test switches is put back, and so is the variable that large pages set."""
+    monkeypatch.setattr(fast, "_on", dict(fast._on))
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
 
 
 @pytest.fixture(scope="session")

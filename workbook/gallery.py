@@ -223,7 +223,7 @@ def kgram_loss_curves(steps: pd.DataFrame) -> None:
     title = "Embedding and convolution learn alike; one-hot hardly starts in 20 steps"
     axes = slide(title, 1, 2, sharey=True, note=note)
     for ax, x in zip(axes, ("step", "elapsed_s"), strict=True):
-        plot_loss_curves(steps, x, ax=ax, levels=LN_V).set_xlabel(X_LABELS[x])
+        plot_loss_curves(steps, x, ax=ax, levels=LN_V, legend=False).set_xlabel(X_LABELS[x])
     axes[1].set_ylabel("")
     axes[0].legend()
 
@@ -250,7 +250,7 @@ def kgram_floors(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     title = f"All three designs come within {above:.3f} nats of the exact floor of their k"
     for ax, k, rows in panels(title, steps, "kgram_k", note="one seed"):
         with mpl.rc_context({"lines.linewidth": 2}):
-            plot_loss_curves(rows, ax=ax, levels={"": floors[k]})
+            plot_loss_curves(rows, ax=ax, levels={"": floors[k]}, legend=False)
         log_axes(ax, y=[0.01, 0.1, 1])
         ax.set(title=f"k = {k}, floor {floors[k]:.4f}", ylim=(0.008, 8), xticks=range(0, rows["step"].max(), 50))
         ax.label_outer()
@@ -416,7 +416,7 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
     rows, title = at_validations(in_order(steps)), title + " (one seed)" * (steps["seed"].nunique() == 1)
     axes = slide(title, 1, 3, sharey=True)
     for ax, (x, label) in zip(axes, (X_LABELS | {"tokens": "targets used"}).items(), strict=True):
-        plot_loss_curves(rows, x, ax=ax)
+        plot_loss_curves(rows, x, ax=ax, legend=False)
         for name, style in zip(levels, ("-", (0, (6, 3))), strict=False):
             ax.axhline(levels[name], color="0.35", linewidth=1.5, linestyle=style, label=name)
         ax.margins(y=0.12)
@@ -449,7 +449,7 @@ def stories_live_positions(positions: pd.DataFrame) -> None:
 @figure_of("stories_5min", "stories_5min_summary")
 def stories_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss of three models trained for five minutes on TinyStories."""
-    levels = {"Kneser-Ney, order 4": summary["kneser_ney_loss"].iloc[0]}
+    levels = {"Kneser-Ney, order 4": summary.loc[summary["model"] == "k-gram", "kneser_ney_loss"].iloc[0]}
     draw_three_curves(steps, levels, "TinyStories, five minutes each: the whole story beats its last three tokens")
 
 
@@ -460,7 +460,8 @@ def stories_mixture(summary: pd.DataFrame) -> None:
     ax = slide("Counts still help every net, the LSTM least", note=note, ylabel="validation loss (nats per token)")
     rows = in_order(summary).rename(columns={"validation_loss": "alone", "mixed_loss": "with counts"})
     draw_bars(ax, rows.melt("model", ["alone", "with counts"]), "value", ["model", "variable"], "{:.2f}", middle="mean")
-    counts = ax.bar([-1], summary["kneser_ney_loss"].iloc[:1], 0.4, color="0.5")
+    counted = summary.loc[summary["model"] == "k-gram", "kneser_ney_loss"]
+    counts = ax.bar([-1], counted.iloc[:1], 0.4, color="0.5")
     ax.bar_label(counts, fmt="%.2f", weight="bold", padding=4)
     ax.set_xticks(range(-1, rows["model"].nunique()), ["Kneser-Ney\norder 4", *rows["model"].unique()])
 

@@ -65,18 +65,26 @@ def _draw_level(ax: Axes, frame: pd.DataFrame, name: str, level: float) -> None:
     ax.annotate(name, (1 - left, level), color="0.25", **place)
 
 
+def titled(ax: Any, title: str) -> Any:
+    """The axes under their title, or those of a new slide."""
+    if ax is None:
+        return slide(title)
+    ax.set_title(title or ax.get_title("left"))
+    return ax
+
+
 def plot_loss_curves(
-    frame: pd.DataFrame, x: str = "step", *, title: str = "", levels: Mapping | None = None, ax: Axes | None = None
+    frame: pd.DataFrame, x: str = "step", *, title: str = "", levels: Mapping | None = None, ax: Any = None, legend=True
 ) -> Axes:
     """Loss against `x` ("step", "tokens" or "elapsed_s"), a line a model: mean over seeds, band min to max.
 
     `levels` draws horizontal lines (ln V, a floor), named at the end that the curves are farther from. Without `ax` a
-    slide with title and legend is made. Against tokens and seconds, x is the mean over seeds of what a model has used
-    after each step. Returns the axes.
+    slide is made. Against tokens and seconds, x is the mean over seeds of what a model has used after each step.
+    Returns the axes.
     """
     if x not in X_LABELS:
         raise ValueError(f"x is {x!r}; expected one of {', '.join(X_LABELS)}")
-    panel, ax = ax, ax or slide(title)
+    ax = titled(ax, title)
     for model, style in model_styles(frame["model"]).items():
         rows = frame[frame["model"] == model]
         position = rows.groupby("seed")["tokens"].cumsum() if x == "tokens" else rows[x]
@@ -91,14 +99,14 @@ def plot_loss_curves(
     ax.set(xlabel=X_LABELS[x] + note, ylabel="loss (nats per token)")
     if x == "step":
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    if not panel:
+    if legend:
         ax.legend()
     return ax
 
 
 def plot_throughput(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Bars of tokens/s from step rows: the median over the timed rows, whiskers at the quartiles, n below."""
-    ax, timed = ax or slide(title), frame[frame["timed"]]
+    ax, timed = titled(ax, title), frame[frame["timed"]]
     rate = (timed["tokens"] / timed["step_s"]).groupby(timed["model"], sort=False)
     median, q1, q3 = (rate.quantile(share) for share in (0.5, 0.25, 0.75))
     colours = [style["color"] for style in model_styles(median.index).values()]
