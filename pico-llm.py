@@ -23,7 +23,7 @@ from workbook import fast
 from workbook.batches import make_batches
 from workbook.experiment import Data, add_tables, build_model, choose_batches, compiled_parts, measure, read_text
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
-from workbook.records import summarise
+from workbook.records import output_folder, run_file, summarise
 from workbook.training import train
 
 
@@ -51,6 +51,8 @@ def read_options(args: argparse.Namespace) -> Config:
         raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
     if config.output.label and len(config.model.models) > 1:
         raise ValueError("--label names one model; give one of --models at a time")
+    if config.output.record:
+        run_file(output_folder("runs"), config.output.record)  # a name that leads out of the folder is an error
     if config.sample.stop == "":
         raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
     if not config.sample.prompt:

@@ -322,6 +322,7 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--embedding_from absent.safetensors", "absent.safetensors"),
         ("--optimizer sgd", "--optimizer: invalid choice"),
         ("--label x --models lstm kgram", "--label names one model"),
+        ("--record a/b", "run name 'a/b' is a path"),
         ("--epochs 99999999999999999999", "--epochs"),
         ("--embed_size 1000000", "allocate memory"),
         ("--tinystories_weight 0 --input_files", "leaves no text"),

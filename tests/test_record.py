@@ -47,6 +47,22 @@ def test_nothing_runs_for_an_unknown_name_or_without_the_text(monkeypatch, tmp_p
             record.record(["01", "stories_k"], stories)
 
 
+def test_notebooks_that_show_a_recording_run_after_it(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(record, "make", lambda each, _: made.append(each))
+    monkeypatch.setattr(record, "draw_record", lambda: "none")
+    known = record.recordings()
+    for names, expected in {
+        ("stories_k",): ["stories_k", "04", "06"],
+        ("cost", "01"): ["cost", "01", "05", "06"],
+    }.items():
+        record.record(names, str(tmp_path))
+        assert made == [known[name] for name in expected]
+        made.clear()
+    record.record([], str(tmp_path))
+    assert made == list(known.values())
+
+
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
     """A record of its own, to be written to."""

@@ -501,9 +501,7 @@ def stories_window(real: pd.DataFrame, builtin: pd.DataFrame) -> None:
     ax = slide(title, note="one seed each", ylabel="validation loss (nats per token)")
     rows = pd.concat([real.assign(text="TinyStories"), builtin.assign(text="built-in stories")])
     rows = rows.replace({"model": {"window to t": "reads t-2 … t", "window to t-1": "reads t-3 … t-1"}})
-    for column, label in {"budget_seconds": "\n({:g} s of training)", "steps": "\n({:,g} steps of training)"}.items():
-        if column in rows:  # whichever budget a training had
-            rows["text"] += rows[column].map(label.format, na_action="ignore").fillna("")
+    rows["text"] += rows["steps"].map("\n({:,g} steps of training)".format)
     draw_bars(ax, rows, "validation_loss", ["text", "model"], "{:.2f}")
 
 

@@ -42,6 +42,7 @@ class Recording(NamedTuple):
     notebook: str = ""
     parameters: dict[str, Any] = {}
     commands: tuple[str, ...] = ()
+    shown_in: str = ""  # the notebook that shows what a longer one recorded
 
 
 def five_minutes() -> list[str]:
@@ -63,7 +64,8 @@ def several_k() -> list[str]:
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
     """A recording by the notebook of that number."""
-    return Recording(files, minutes, next(FOLDER.glob(f"{number}_*.ipynb")).stem, parameters)
+    stem = next(FOLDER.glob(f"{number}_*.ipynb")).stem
+    return Recording(files, minutes, stem, parameters, shown_in=number if parameters else "")
 
 
 def recordings() -> dict[str, Recording]:
@@ -81,9 +83,12 @@ def recordings() -> dict[str, Recording]:
         "kgram_stories_long": book("02", "kgram_stories_long_summary", 5, COMPLETE=True),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 8, **real),
-        "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k())),
+        "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k()), shown_in="04"),
         "stories_5min": Recording(
-            f"{tables.format('stories_5min')} {tables.format('stories_reuse')}", 60, commands=tuple(five_minutes())
+            f"{tables.format('stories_5min')} {tables.format('stories_reuse')}",
+            60,
+            commands=tuple(five_minutes()),
+            shown_in="04",
         ),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, STORIES="{stories}"),
         "01": book("01", summary.format("sanity_check"), 0.5),
@@ -110,13 +115,16 @@ def table() -> str:
 def record(names: Sequence[str], stories: str | None = None) -> None:
     """Make the named recordings again (all of them where none is named), then figures, captions and README.
 
+    The notebooks that show what was recorded are executed in place, 06, which answers from all of it, last.
+
     `stories` is a folder with train.txt and valid.txt of TinyStories, for those that train on them. ValueError before
     anything runs for an unknown name or a folder that is needed and missing.
     """
     known = recordings()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"nothing to record is called {', '.join(unknown)}; there are {', '.join(known)}")
-    chosen = {name: each for name, each in known.items() if name in names or not names}
+    wanted = set(names or known) | {known[name].shown_in for name in names} | {"06"}
+    chosen = {name: each for name, each in known.items() if name in wanted}
     needy = [name for name, each in chosen.items() if "{stories}" in f"{each.commands}{each.parameters}"]
     if needy and not (stories and Path(stories).is_dir()):
         raise ValueError(f"{', '.join(needy)} train on TinyStories; give --stories FOLDER with train.txt and valid.txt")
