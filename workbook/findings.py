@@ -270,10 +270,11 @@ def sampling(load: Load = load_runs) -> dict:
 def stories(load: Load = load_runs) -> dict:
     """The five-minute runs on TinyStories beside counts, and embeddings that start from another model's."""
     runs, reuse = load("stories_5min_summary"), load("stories_reuse_summary")
+    kgram, text = runs[runs["model"] == "k-gram"].iloc[0], load("stories_text_tinystories").set_index("split")
     loss, starts = intervals(runs, "validation_loss"), intervals(reuse, "validation_loss")
     require("LSTM and Transformer are level", level(loss.drop("k-gram")))
+    require("its text is that of the models", (text["vocab_size"] == kgram["vocab_size"]).all())
     require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
-    kgram, text = runs[runs["model"] == "k-gram"].iloc[0], load("stories_text_tinystories").set_index("split")
     nats, bits = kgram["kneser_ney_loss"], kgram["bits_per_byte"] / kgram["validation_loss"]  # bits per byte for a nat
     values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
     values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}

@@ -74,15 +74,15 @@ def recordings() -> dict[str, Recording]:
     top_p = "3seqs by_hand coloured_story next_token nucleus_size quality"
     kgram = "dependency designs designs_summary first_scale floors floors_summary speed stories stories_summary"
     cost = "growth ladder latency parts processes rates shares texts threads"
-    real = {"STORIES": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BUDGET": 6, "STEPS": 900}
+    real = {"STORIES": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
 
     def names(prefix: str, endings: str) -> str:
         return " ".join(f"{prefix}_{ending}" for ending in endings.split())
 
     return {
-        "kgram_stories_long": book("02", "kgram_stories_long_summary", 5, COMPLETE=True),
+        "kgram_stories_long": book("02", "kgram_stories_long_summary", 3, COMPLETE=True),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
-        "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 8, **real),
+        "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
         "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k()), shown_in="04"),
         "stories_5min": Recording(
             f"{tables.format('stories_5min')} {tables.format('stories_reuse')}",
