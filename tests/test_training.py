@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_losses_another_gives_others():
         {"budget_tokens": 60, "schedule": "cosine"},
         {"loss_fn": lambda model, tokens: 2 * helpers.next_token_loss(model, tokens)},
     ],
-    ids=str,
+    ids=lambda option: " ".join(option),
 )
 def test_each_option_of_training_changes_the_losses(option):
     assert losses(lstm(), **option) != losses(lstm())
@@ -103,7 +103,9 @@ def test_the_rate_of_each_step_is_that_of_the_schedule(options, warm_up):
 
 
 @pytest.mark.parametrize(
-    "make", [lstm, transformer, *(lambda net=net: kgram(net) for net in DESIGNS.values())], ids=str
+    "make",
+    [lstm, transformer, *(lambda net=net: kgram(net) for net in DESIGNS.values())],
+    ids=["LSTM", "Transformer", *DESIGNS],
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_weight_decay_shrinks_matrices_and_nothing_else(make, optimizer):
