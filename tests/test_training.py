@@ -389,6 +389,24 @@ def test_after_ctrl_c_the_losses_are_those_of_an_unbroken_run(tmp_path, unbroken
     check_the_same(long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt"), unbroken[kind])
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C as at a terminal: a job in a shell's background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def loss_fn(model, tokens):
+        signal.raise_signal(signal.SIGINT)
+        return helpers.next_token_loss(model, tokens)
+
+    assert losses(lstm(), loss_fn=loss_fn, steps=3) == losses(lstm(), steps=3)
+
+
 def test_a_second_ctrl_c_does_not_wait():
     calls = []
 

@@ -276,10 +276,12 @@ def progress_bar(label: str, shown: bool) -> tqdm:
 @contextlib.contextmanager
 def delayed_interrupt() -> Iterator[None]:
     """Let Ctrl-C wait for the end of the block, so that no step is half done; a second Ctrl-C does not wait."""
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
+    usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    ignored = usual is signal.SIG_IGN  # as in a job that a shell runs in the background
+    if ignored or threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return
-    came, usual = [], signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    came: list[int] = []
 
     def wait(number, _):
         came.append(number)
