@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from workbook.records import ROOT, intervals, load_runs, summarise, verdict
+from workbook.records import NO_INTERVAL, ROOT, intervals, load_runs, summarise, verdict
 
 Load = Callable[[str], pd.DataFrame]
 DESIGNS = ["one-hot", "embedding", "convolution"]
@@ -45,10 +45,18 @@ def speed_factors(speed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({f"{a} / {b}": ratios(with_rate(speed), "way", "rate", a, b)["median"] for a, b in pairs})
 
 
-def slower(steps: pd.DataFrame, model: str, than: str) -> pd.Series:
-    """The share by which the median training rate of `model` is below that of `than`, by seed."""
+def speed_order(steps: pd.DataFrame) -> str:
+    """By how much the slowest model trains slower than the fastest, by the median rate of each seed's timed steps."""
     rate = with_rate(steps[steps["timed"]]).groupby(["seed", "model"])["rate"].median().unstack()
-    return 1 - rate[model] / rate[than]
+    slowest, fastest = rate.median().idxmin(), rate.median().idxmax()
+    share = 1 - rate[slowest] / rate[fastest]
+    if slowest == fastest:
+        return f"{slowest} trains at {rate[slowest].median():,.0f} tokens/s"
+    if share.min() <= 0:
+        return "the order of the training speeds changes with the seed"
+    if len(share) == 1:
+        return f"{slowest} trains {share.iloc[0]:.0%} slower than {fastest} (one seed)"
+    return f"{slowest} trains {share.min():.0%} to {share.max():.0%} slower than {fastest}, seed by seed"
 
 
 def plain_ladder(ladder: pd.DataFrame) -> pd.DataFrame:
@@ -169,6 +177,107 @@ def behind(table: pd.DataFrame, higher: bool = False) -> list[str]:
     """The names whose interval lies entirely on the worse side of another's; `higher`: whether higher is better."""
     low, high = (-table["high"], -table["low"]) if higher else (table["low"], table["high"])
     return [name for name in table.index if (high.drop(name) < low[name]).any()]
+
+
+def join(names: Sequence[str]) -> str:
+    """The names as in a sentence: a, b and c."""
+    names = list(map(str, names))
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
+
+
+def comparison(table: pd.DataFrame, what: str, *, higher: bool = False, unit: str = "{:.2f}") -> str:
+    """What a table from `intervals` shows of its rows, in one sentence that names no winner it does not have.
+
+    `what` is the quantity, of which more is better where `higher` is true. Rows that are not `behind` another are shown
+    no different from each other. Without an interval the means alone are given.
+    """
+    order = table.sort_values("mean", ascending=not higher)
+    means = ", ".join(f"{name} {unit.format(mean)}" for name, mean in order["mean"].items())
+    if len(table) == 1:
+        return f"{what}: {means}"
+    if table[["low", "high"]].isna().any(axis=None):
+        return f"{what}: {means} ({NO_INTERVAL})"
+    worse = [name for name in order.index if name in behind(table, higher)]
+    best = [name for name in order.index if name not in worse]
+    if not worse:
+        return f"no difference in {what} is shown between {join(best)}"
+    if len(best) == 1:
+        return f"{best[0]} has the {'highest' if higher else 'lowest'} {what}: {means}"
+    first = table.loc[best, "low"].idxmax() if higher else table.loc[best, "high"].idxmin()
+    verb = f"{'have' if len(worse) > 1 else 'has'} a {'lower' if higher else 'higher'} {what}"
+    return f"{join(worse)} {verb} than {first}; no difference between {join(best)} is shown"
+
+
+# ---------------------------------------------------------------- sentences, each as its data has it
+
+
+def initialisation_effect(steps: pd.DataFrame, rescaled: pd.DataFrame) -> tuple[float, float]:
+    """The most that a mean loss moves when its model is rescaled ("name, rescaled"), and the range of the rescaled."""
+    before, after = (summarise(frame).groupby("model")["mean_loss"].mean() for frame in (steps, rescaled))
+    partners = before.reindex(after.index.str.removesuffix(", rescaled")).to_numpy()
+    return float((after - partners).abs().max()), float(after.max() - after.min())
+
+
+def cut_effect(exact: pd.DataFrame) -> str:
+    """What p does to the share of exact lines at the highest temperature (rows of top_p_3seqs)."""
+    drawn = exact[exact["p"] > 0].set_index("p")
+    hottest = drawn["temperature"].max()
+    share = drawn.loc[drawn["temperature"] == hottest, "exact"]
+    return f"Exact lines at T = {hottest}: {share[1.0]:.0%} without a cut, {share.max():.0%} at p = {share.idxmax()}"
+
+
+def diversity_price(groups: pd.DataFrame) -> str:
+    """Diversity at the lowest and at the highest p, of each writer that has several (rows of top_p_quality)."""
+    settings = (
+        groups["writer"].str.extract(r"^(?P<writer>.+), p = (?P<p>[\d.]+)$").assign(diversity=1 - groups["self-BLEU"])
+    )
+    table = settings.dropna().groupby(["writer", "p"])["diversity"].mean().unstack()
+    low, high = table.columns[0], table.columns[-1]
+    each = ", ".join(f"{name} {row[low]:.2f} to {row[high]:.2f}" for name, row in table.iterrows())
+    return f"Diversity from p = {low} to p = {high}: {each}"
+
+
+def length_factors(growth: pd.DataFrame) -> pd.Series:
+    """How many times as long a token takes after the longest text as after the shortest, by way: the largest factor."""
+    ms = growth.groupby(["way", "model", "length"])["ms"].median().unstack()
+    return (ms.iloc[:, -1] / ms.iloc[:, 0]).groupby("way").max()
+
+
+def position_sentence(positions: pd.DataFrame) -> str:
+    """What the model that saves most against the k-gram at the last positions saves there, and at the first."""
+    if "k-gram" not in set(positions["model"]) or positions["model"].nunique() == 1:
+        return "Validation loss by position in the text"
+    gain = same_position_gain(positions).dropna()
+    name = gain.iloc[-1].idxmax()
+    early, late = gain[name].iloc[0], gain[name].iloc[-1]
+    where = f"{early:.2f} at the first target, {late:.2f} from position {gain.index[-1]} on"
+    return f"{name}, nats saved against the k-gram: {where}"
+
+
+def mixture_gain(summary: pd.DataFrame) -> str:
+    """By how much mixing with counts lowers each model's validation loss, least and most."""
+    gain = (summary["validation_loss"] - summary["mixed_loss"]).groupby(summary["model"]).mean().sort_values()
+    least, most = (f"{gain.iloc[end]:.2f} ({gain.index[end]})" for end in (0, -1))
+    verb = "lowers the loss by" if gain.min() > 0 else "changes the loss by a gain of"
+    return f"Mixing with counts {verb} {least}" + (f" to {most} nats" if len(gain) > 1 else " nats")
+
+
+def counts_by_k(summary: pd.DataFrame) -> str:
+    """At how many values of k counts have a lower loss than the k-gram, and the mixture the lowest."""
+    net, counted, mixed = (summary[name] for name in ("validation_loss", "kneser_ney_loss", "mixed_loss"))
+    ahead, best = (counted < net).sum(), ((mixed < net) & (mixed < counted)).sum()
+    return f"Counts have a lower loss than the k-gram at {ahead} of {len(net)} k, the mixture has the lowest at {best}"
+
+
+def decision_sentence(table: pd.DataFrame) -> str:
+    """Which designs have a loss whose interval lies above another's (rows of `evidence`), and which have none."""
+    losses = table[table["criterion"].str.startswith(("loss", "the same"))]
+    dropped = losses.loc[losses["standing"] == STANDINGS[2], "model"].unique()
+    kept = [name for name in losses["model"].unique() if name not in dropped]
+    if not len(dropped):
+        return f"No difference in loss is shown between {join(kept)}"
+    rest = f"; no loss drops {join(kept)}" if kept else ""
+    return f"A loss that is shown higher than another design's drops {join(dropped)}{rest}"
 
 
 def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Sequence) -> pd.DataFrame:

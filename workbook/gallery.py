@@ -24,7 +24,7 @@ from workbook import findings, plots
 from workbook.findings import TEXTS, Load
 from workbook.plots import COLOURS, X_LABELS, line_style, model_styles, plot_loss_curves, plot_throughput, slide
 from workbook.readme import fill_template
-from workbook.records import intervals
+from workbook.records import intervals, summarise
 from workbook.text import VOCAB_SIZE
 
 BARS = [("#14527A", ""), ("#56B4E9", "//"), ("#A9D6F2", ""), ("0.6", "xx")]  # of no model: colour, hatch
@@ -173,7 +173,9 @@ def sanity_check_loss(history: pd.DataFrame, summary: pd.DataFrame) -> None:
     """The loss of an LSTM on 3seqs.txt, down to the exact floor."""
     unigram, floor = summary[["unigram", "floor"]].iloc[0]
     levels = LN_V | {f"token frequencies {unigram:.2f}": unigram, f"floor {floor:.4f}": floor}
-    ax = plot_loss_curves(history, title="The LSTM falls from ln V to the exact floor of its text", levels=levels)
+    first, last = history["loss"].iloc[0], history["loss"].iloc[-1]
+    title = f"The loss goes from {first:.1f} to {last:.3f} nats; the lowest possible is {floor:.3f}"
+    ax = plot_loss_curves(history, title=title, levels=levels)
     log_axes(ax, y=[0.01, 0.1, 1, 10])
     ax.set_ylim(0.006, 30)
     ax.legend().remove()  # of one line
@@ -199,7 +201,8 @@ def kgram_parameters(summary: pd.DataFrame) -> None:
     total, body = sizes["parameters"] / 1e6, sizes["body"] / 1e6
     head = (sizes["hidden_size"] + 1) * sizes["vocab_size"] / 1e6
     parts = pd.DataFrame({"token table": total - body - head, "body": body, "head": head})
-    ax = slide("Tables hold the weights; the rest is tiny", xlabel="million parameters", xlim=(0, 1.12 * total.max()))
+    title = f"Outside token table and head lie at most {body.max():.2f} M of {total.min():.0f} M weights or more"
+    ax = slide(title, xlabel="million parameters", xlim=(0, 1.12 * total.max()))
     styles = [(COLOURS[0], ""), ("black", "//"), (COLOURS[4], "..")]
     draw_stack(ax, parts, styles, total.map("{:.1f} M".format))
     ax.legend(loc="lower right")
@@ -220,7 +223,9 @@ def kgram_speed(speed: pd.DataFrame) -> None:
 def kgram_loss_curves(steps: pd.DataFrame) -> None:
     """Training loss of each design, against steps and against seconds."""
     note = f"lines: mean of {steps['seed'].nunique()} seeds, bands: lowest to highest"
-    title = "Embedding and convolution learn alike; one-hot hardly starts in 20 steps"
+    runs = summarise(steps)
+    loss = findings.comparison(intervals(runs, "mean_loss"), "mean loss")
+    title = f"First {runs['steps'].max()} steps: {loss}"
     axes = slide(title, 1, 2, sharey=True, note=note)
     for ax, x in zip(axes, ("step", "elapsed_s"), strict=True):
         plot_loss_curves(steps, x, ax=ax, levels=LN_V, legend=False).set_xlabel(X_LABELS[x])
@@ -231,15 +236,14 @@ def kgram_loss_curves(steps: pd.DataFrame) -> None:
 @figure_of("kgram_designs")
 def kgram_throughput(steps: pd.DataFrame) -> None:
     """Targets per second of each design in training."""
-    least, most = findings.slower(steps, "one-hot", "embedding").agg(["min", "max"])
-    title = f"Training, one-hot is {least:.0%} to {most:.0%} slower than embedding, seed by seed"
-    plot_throughput(steps, title=title)
+    plot_throughput(steps, title=f"Speed: {findings.speed_order(steps)}")
 
 
 @figure_of("kgram_designs", "kgram_first_scale")
 def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> None:
     """Training loss with the first weights as PyTorch draws them, and rescaled."""
-    title = "First weights move the loss more than the design does"
+    moved, apart = findings.initialisation_effect(steps, rescaled)
+    title = f"Initialisation moves the mean loss by {moved:.1f} nats; where it is equal, designs differ by {apart:.1f}"
     plot_loss_curves(pd.concat([steps, rescaled]), title=title, levels=LN_V)
 
 
@@ -247,7 +251,7 @@ def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> None:
 def kgram_floors(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Training loss of each design for each k, down to the floor of that k."""
     floors, above = summary.groupby("kgram_k")["floor"].first(), findings.above_floor(summary).max()
-    title = f"All three designs come within {above:.3f} nats of the exact floor of their k"
+    title = f"{findings.join(summary['model'].unique())} end within {above:.3f} nats of the lowest loss of their k"
     for ax, k, rows in panels(title, steps, "kgram_k", note="one seed"):
         with mpl.rc_context({"lines.linewidth": 2}):
             plot_loss_curves(rows, ax=ax, levels={"": floors[k]}, legend=False)
@@ -261,7 +265,8 @@ def kgram_floors(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
 def kgram_stories(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Training loss of each design on the built-in stories."""
     V = summary["vocab_size"].iloc[0]
-    title = "On stories the embedding MLP learns fastest, as PyTorch draws the three"
+    loss = findings.comparison(intervals(summary, "validation_loss"), "validation loss")
+    title = f"On stories, after {summary['steps'].max()} steps: {loss}"
     plot_loss_curves(steps, title=title, levels={f"ln {V}": math.log(V)})
 
 
@@ -284,7 +289,7 @@ def top_p_cumulative(steps: pd.DataFrame) -> None:
 def top_p_3seqs(exact: pd.DataFrame) -> None:
     """Which share of an LSTM's continuations is exact, and goes on with ' 1', against p at three temperatures."""
     note = f"{exact['draws'].iloc[0]:,} continuations of '0' each; whiskers: 95 % intervals"
-    title = "A cut repairs a heated model; a small p removes one side of a fair coin"
+    title = findings.cut_effect(exact)
     axes = slide(title, 1, 2, sharey=True, note=note, xlabel="p", ylim=(-0.03, 1.05))
     columns = (("Exact lines", "exact", "exact_"), ("Those that go on with ' 1'", "' 1'", ""))
     for ax, (heading, column, prefix) in zip(axes, columns, strict=True):
@@ -303,7 +308,10 @@ def top_p_3seqs(exact: pd.DataFrame) -> None:
 def top_p_nucleus_size(sizes: pd.DataFrame) -> None:
     """How many tokens the nucleus holds at each token of a story."""
     sizes = sizes.head(40)
-    title = "The nucleus (p = 0.9) holds one token inside a phrase and several where the story has a choice"
+    title = (
+        "The nucleus (p = 0.9) holds one token at {:.0%} of these positions, and up to {} where the story has a choice"
+    )
+    title = title.format((sizes["kept"] == 1).mean(), sizes["kept"].max())
     ax = slide(title, ylabel="tokens in the nucleus", xlim=(-0.7, len(sizes) - 0.3))
     bars = ax.bar(sizes.index, sizes["kept"], color=np.where(sizes["kept"] > 1, COLOURS[1], "0.75"))
     ax.bar_label(bars, [kept if kept > 1 else "" for kept in sizes["kept"]], weight="bold")
@@ -330,8 +338,8 @@ def draw_text(ax: Axes, rows: pd.DataFrame, width: int = 68) -> None:
 @figure_of("top_p_coloured_story")
 def top_p_coloured_story(told: pd.DataFrame) -> None:
     """A held-out story, each token shaded by the probability that a model gave to it."""
-    title = "At p = 0.8 the k-gram's nucleus forbids {k-gram} tokens of this story, the LSTM's {LSTM}"
-    title = title.format(**findings.outside_nucleus(told))
+    outside = [f"{name} {count}" for name, count in findings.outside_nucleus(told).items()]
+    title = f"At p = 0.8, tokens of this story outside the nucleus: {', '.join(outside)}"
     axes = slide(title, 2, note="black frame: outside the nucleus; grey: not predicted")
     for ax, (name, rows) in zip(axes, told.groupby("model", sort=False), strict=True):
         draw_text(ax, rows)
@@ -342,8 +350,7 @@ def top_p_coloured_story(told: pd.DataFrame) -> None:
 @figure_of("top_p_quality")
 def top_p_quality_diversity(groups: pd.DataFrame) -> None:
     """Diversity and perplexity of stories that two models wrote at six settings."""
-    title = "A higher p buys diversity; a better model lowers the whole curve"
-    ax = slide(title, note="numbers: p; bars: 95 % intervals over groups of 16 stories")
+    ax = slide(findings.diversity_price(groups), note="numbers: p; bars: 95 % intervals over groups of 16 stories")
     writers = {  # where the numbers beside the points go
         "k-gram": [(14, -24), (12, -26), (6, -34), (-44, 24), (22, -28), (14, 8)],
         "LSTM": [(14, 10), (10, 14), (-66, 22), (-34, 54), (18, 46), (26, 12)],
@@ -388,7 +395,11 @@ def top_p_next_token(table: pd.DataFrame) -> None:
 def generation_latency(growth: pd.DataFrame) -> None:
     """Milliseconds for one more token after texts of several lengths, whole text again or one step."""
     lengths = sorted(growth["length"].unique())
-    title = f"One step costs the same after {lengths[0]} tokens and after {lengths[-1]:,}"
+    times = findings.length_factors(growth)
+    title = (
+        f"From {lengths[0]} to {lengths[-1]:,} tokens of text one step takes {times['one step']:.1f} times as long, "
+    )
+    title += f"all logits again {times['whole text, all logits']:,.0f} times"
     note = f"medians of {growth['round'].nunique()} rounds, whiskers: lowest to highest"
     labels = {"x": "tokens in the text so far", "y": "ms for the next token"}
     for ax, _, rows in panels(title, growth, "model", note=note, **labels):
@@ -432,14 +443,20 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
 def stories_live_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss of three models trained live for a few seconds."""
     levels = {f"Kneser-Ney, order {order}": summary[f"kneser_ney_{order}"].iloc[0] for order in (4, 2)}
-    draw_three_curves(steps, levels, "Live, built-in stories: who leads depends on what is counted")
+    draw_three_curves(
+        steps, levels, f"A few seconds each: {findings.comparison(intervals(summary, 'validation_loss'), 'loss')}"
+    )
 
 
 @figure_of("stories_live_positions")
 def stories_live_positions(positions: pd.DataFrame) -> None:
     """Validation loss by position in the story after the live training."""
-    title = "After seconds of training, reading the whole story has not paid off yet"
-    ax = slide(title, note="one seed", xlabel="position in the story", ylabel="loss (nats per token)")
+    ax = slide(
+        findings.position_sentence(positions),
+        note="one seed",
+        xlabel="position in the story",
+        ylabel="loss (nats per token)",
+    )
     plot_models(ax, in_order(positions).pivot_table("loss", "from", "model", sort=False))
     log_axes(ax, x=positions["from"].unique())
     ax.set_ylim(top=1.15 * positions["loss"].max())
@@ -450,14 +467,16 @@ def stories_live_positions(positions: pd.DataFrame) -> None:
 def stories_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss of three models trained for five minutes on TinyStories."""
     levels = {"Kneser-Ney, order 4": summary.loc[summary["model"] == "k-gram", "kneser_ney_loss"].iloc[0]}
-    draw_three_curves(steps, levels, "TinyStories, five minutes each: the whole story beats its last three tokens")
+    draw_three_curves(
+        steps, levels, f"Five minutes each: {findings.comparison(intervals(summary, 'validation_loss'), 'loss')}"
+    )
 
 
 @figure_of("stories_5min_summary")
 def stories_mixture(summary: pd.DataFrame) -> None:
     """Validation loss of three models, alone and mixed with counts."""
     note = f"bars: mean of {summary['seed'].nunique()} seeds, whiskers: lowest to highest"
-    ax = slide("Counts still help every net, the LSTM least", note=note, ylabel="validation loss (nats per token)")
+    ax = slide(findings.mixture_gain(summary), note=note, ylabel="validation loss (nats per token)")
     rows = in_order(summary).rename(columns={"validation_loss": "alone", "mixed_loss": "with counts"})
     draw_bars(ax, rows.melt("model", ["alone", "with counts"]), "value", ["model", "variable"], "{:.2f}", middle="mean")
     counted = summary.loc[summary["model"] == "k-gram", "kneser_ney_loss"]
@@ -470,7 +489,7 @@ def stories_mixture(summary: pd.DataFrame) -> None:
 def stories_positions(positions: pd.DataFrame) -> None:
     """Validation loss by position in the story, and what it is less than the k-gram's."""
     positions = in_order(positions[positions["targets"] >= 1000])
-    title = "Reading the whole story is worth most from about the tenth token on"
+    title = findings.position_sentence(positions)
     note = f"mean of {positions['seed'].nunique()} seeds; the point at 17 is for positions 17 to 32, and so on"
     axes = slide(title, 1, 2, note=note, xlabel="position in the story")
     loss = positions.pivot_table("loss", "from", "model", sort=False)
@@ -487,8 +506,12 @@ def stories_positions(positions: pd.DataFrame) -> None:
 def stories_k(summary: pd.DataFrame) -> None:
     """Validation loss against k: a k-gram, counts of the same context, and both mixed."""
     columns = {"validation_loss": "k-gram", "kneser_ney_loss": "Kneser-Ney", "mixed_loss": "both mixed"}
-    title = "TinyStories, 45 s: counts lead from k = 2 on, the mixture everywhere"
-    ax = slide(title, note="one seed each", xlabel="k, tokens of context", ylabel="validation loss (nats per token)")
+    ax = slide(
+        findings.counts_by_k(summary),
+        note="one seed each",
+        xlabel="k, tokens of context",
+        ylabel="validation loss (nats per token)",
+    )
     plot_models(ax, summary.sort_values("kgram_k").set_index("kgram_k")[list(columns)].rename(columns=columns))
     ax.legend()
 
@@ -582,8 +605,15 @@ def cost_roof(ladder: pd.DataFrame, texts: pd.DataFrame, rates: pd.DataFrame) ->
 @figure_of("cost_growth")
 def cost_growth(growth: pd.DataFrame) -> None:
     """Time and peak memory of a training step when one size grows."""
-    title = "N costs in proportion, V and H mostly less, k and E hardly anything; k costs one-hot memory"
-    axes = slide(title, 2, growth["axis"].nunique(), sharex="col", sharey="row")
+    slopes = findings.growth_slopes(growth).groupby("axis", sort=False).median()
+    powers = ", ".join(f"{axis} {slope:.1f}" for axis, slope in slopes.items())
+    axes = slide(
+        f"The time of a step grows with the power of {powers} (medians)",
+        2,
+        growth["axis"].nunique(),
+        sharex="col",
+        sharey="row",
+    )
     styles = model_styles(growth["model"])
     for (time, memory), (axis, rows) in zip(axes.T, growth.groupby("axis", sort=False), strict=True):
         for model, style in styles.items():
@@ -627,7 +657,7 @@ EVIDENCE += ["kgram_floors_summary", "cost_ladder", "cost_parts", "cost_growth",
 @figure_of(*EVIDENCE, prepare=findings.evidence)
 def interview_decision(evidence: pd.DataFrame) -> None:
     """What compares the designs (rows of `findings.evidence`), and how the rule sees each."""
-    ax = slide("One-hot and convolution are each behind on a loss, the embedding MLP on none")
+    ax = slide(findings.decision_sentence(evidence))
     looks = [(COLOURS[0], "-", "white"), ("0.82", "-", "black"), ("white", "-", "black"), ("none", ":", "0.35")]
     standings = dict(zip(findings.STANDINGS, looks, strict=True))  # fill, edge and ink of each
     left_out = r"in turn|loop, TinyStories|(?:one batch|exact steps|a step), 3seqs|k = |with V"  # criteria like others
