@@ -12,7 +12,7 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from oracles import ROOT  # noqa: E402
 
-from workbook import findings, gallery, plots  # noqa: E402
+from workbook import gallery, plots  # noqa: E402
 from workbook.gallery import GALLERY, title_of  # noqa: E402
 from workbook.plots import plot_loss_curves, plot_throughput, save_figure, set_style  # noqa: E402
 from workbook.records import load_runs  # noqa: E402
@@ -181,24 +181,86 @@ def test_figures_are_drawn_into_the_folder_that_is_named(tmp_path):
         gallery.draw("kgram_sped", load_runs)
 
 
-def test_titles_without_a_number_say_what_the_records_show():
-    """Titles with a number are computed from the records; those of notebooks' claims are asserted there."""
-    by_k = load_runs("stories_k_summary").set_index("kgram_k")
-    least = by_k[["validation_loss", "kneser_ney_loss"]].min(axis=1)
-    assert (by_k["kneser_ney_loss"] < by_k["validation_loss"])[2:].all()  # stories_k
-    assert (by_k["mixed_loss"] < least).all()
-    columns = ["validation_loss", "mixed_loss", "kneser_ney_loss"]
-    nets = load_runs("stories_5min_summary").groupby("model")[columns].mean()
-    gain = nets["validation_loss"] - nets["mixed_loss"]
-    assert gain.min() > 0 and gain.idxmin() == "LSTM"  # stories_mixture
-    assert nets["validation_loss"].drop("k-gram").max() < nets.loc["k-gram", "validation_loss"]  # stories_curves
-    live = load_runs("stories_live_positions").pivot(index="from", columns="model", values="loss")
-    assert (live[["LSTM", "Transformer"]].mean() > live["k-gram"].mean()).all()  # stories_live_positions
-    latency = load_runs("generation_latency").query("way == 'one step'").groupby(["model", "length"])["ms"].median()
-    assert (latency.unstack().max(axis=1) < 1.5 * latency.unstack().min(axis=1)).all()  # generation_latency
-    slopes = findings.growth_slopes(load_runs("cost_growth")).groupby(level=[0, 1]).median().unstack(0)
-    assert slopes["N"].between(0.9, 1.1).all() and slopes["V"].max() < 0.9 and slopes[["k", "E"]].max().max() < 0.2
-    evidence = findings.evidence(load_runs)
-    losses = evidence[evidence["criterion"].str.contains("^loss|^the same")]
-    behind = set(losses.loc[losses["standing"] == "behind another", "model"])
-    assert behind == {"one-hot", "convolution"}  # interview_decision
+# ---------------------------------------------------------------- titles say what their data shows
+
+LOSSES = ["loss", "validation_loss", "mean_loss", "mixed_loss", "kneser_ney_loss"]
+OF_SEEDS = ["kgram_loss_curves", "kgram_throughput", "kgram_stories", "stories_curves", "interview_decision"]
+OF_MODELS = [*OF_SEEDS, "kgram_first_scale", "kgram_floors", "stories_mixture", "stories_live_curves"]
+OF_MODELS += ["top_p_coloured_story", "top_p_quality_diversity"]
+
+
+def title_with(name, change):
+    """The title of a figure that is drawn from changed records."""
+    set_style()
+    figure = gallery.draw(name, lambda run: change(load_runs(run)))
+    title = title_of(figure)
+    plt.close(figure)
+    return title
+
+
+def exchange(text, one, other):
+    return text.replace(one, "\0").replace(other, one).replace("\0", other)
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_a_title_follows_the_names_of_its_rows(name):
+    pair = ("k-gram", "LSTM") if name.startswith(("stories", "top_p")) else ("one-hot", "embedding")
+
+    def change(frame):
+        columns = [column for column in ("model", "writer") if column in frame]
+        return frame.assign(**{column: frame[column].map(lambda text: exchange(text, *pair)) for column in columns})
+
+    def words(title):  # in any order: "a and b" may have become "b and a"
+        return sorted(re.findall(r"[^ ,;()]+", title))
+
+    before, after = title_with(name, lambda frame: frame), title_with(name, change)
+    assert words(after) == words(exchange(before, *pair))
+    assert ("k-gram" in before) == ("LSTM" in after) if pair[0] == "k-gram" else True
+
+
+@pytest.mark.parametrize("name", OF_SEEDS)
+def test_a_title_of_one_seed_shows_no_difference_and_no_winner(name):
+    title = title_with(name, lambda frame: frame[frame["seed"] == 0] if "seed" in frame else frame)
+    assert "one seed" in title
+    assert not re.search("difference|higher|lowest|highest|seed by seed|none such", title)
+
+
+@pytest.mark.parametrize("name", ["kgram_loss_curves", "kgram_stories", "stories_curves", "interview_decision"])
+def test_a_title_of_equal_losses_names_no_winner(name):
+    title = title_with(name, lambda frame: frame.assign(**{column: 2.0 for column in LOSSES if column in frame}))
+    assert "o difference in" in title and not re.search("higher|lowest|highest|one seed", title)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2])
+@pytest.mark.parametrize("name", ["kgram_loss_curves", "kgram_stories", "stories_curves"])
+def test_a_title_names_a_fourth_model_where_it_differs(name, factor):
+    def change(frame):
+        if "model" not in frame:
+            return frame
+        rows = frame[frame["model"] == frame["model"].iloc[0]]
+        columns = [column for column in LOSSES if column in frame]
+        level = frame[columns].min() if factor < 1 else frame[columns].max()
+        mine = rows.assign(model="mine", **{column: factor * level[column] for column in columns})
+        return pd.concat([frame, mine])
+
+    title = title_with(name, change)
+    quantity = "mean loss" if name == "kgram_loss_curves" else "validation loss"
+    if factor < 1:
+        assert f"mine has the lowest {quantity}" in title
+    else:
+        assert "mine" in title and f"mine has the lowest {quantity}" not in title
+
+
+def test_a_title_of_speed_names_the_slowest_and_none_where_seeds_disagree():
+    def slow(frame):
+        mine = frame[frame["model"] == "embedding"].assign(model="mine", step_s=lambda rows: 100 * rows["step_s"])
+        return pd.concat([frame, mine])
+
+    assert title_with("kgram_throughput", slow).startswith("Speed: mine trains 99%")
+    flip = {0: 1.0, 1: 1.0, 2: 0.01}  # with the last seed one-hot is the fastest
+
+    def disagree(frame):
+        factor = frame["seed"].map(flip).where(frame["model"] == "one-hot", 1.0)
+        return frame.assign(step_s=frame["step_s"] * factor)
+
+    assert title_with("kgram_throughput", disagree) == "Speed: the order of the training speeds changes with the seed"

@@ -202,7 +202,7 @@ def comparison(table: pd.DataFrame, what: str, *, higher: bool = False, unit: st
     if not worse:
         return f"no difference in {what} is shown between {join(best)}"
     if len(best) == 1:
-        return f"{best[0]} has the {'highest' if higher else 'lowest'} {what}: {means}"
+        return f"{best[0]} has the {'highest' if higher else 'lowest'} {what} ({means})"
     first = table.loc[best, "low"].idxmax() if higher else table.loc[best, "high"].idxmin()
     verb = f"{'have' if len(worse) > 1 else 'has'} a {'lower' if higher else 'higher'} {what}"
     return f"{join(worse)} {verb} than {first}; no difference between {join(best)} is shown"
@@ -231,8 +231,8 @@ def diversity_price(groups: pd.DataFrame) -> str:
     settings = (
         groups["writer"].str.extract(r"^(?P<writer>.+), p = (?P<p>[\d.]+)$").assign(diversity=1 - groups["self-BLEU"])
     )
-    table = settings.dropna().groupby(["writer", "p"])["diversity"].mean().unstack()
-    low, high = table.columns[0], table.columns[-1]
+    table = settings.dropna().groupby(["writer", "p"], sort=False)["diversity"].mean().unstack()
+    low, high = min(table.columns, key=float), max(table.columns, key=float)
     each = ", ".join(f"{name} {row[low]:.2f} to {row[high]:.2f}" for name, row in table.iterrows())
     return f"Diversity from p = {low} to p = {high}: {each}"
 
@@ -272,12 +272,13 @@ def counts_by_k(summary: pd.DataFrame) -> str:
 def decision_sentence(table: pd.DataFrame) -> str:
     """Which designs have a loss whose interval lies above another's (rows of `evidence`), and which have none."""
     losses = table[table["criterion"].str.startswith(("loss", "the same"))]
+    if (losses["standing"] == STANDINGS[3]).all():
+        return f"The designs measured, with one seed each: {NO_INTERVAL}"
     dropped = losses.loc[losses["standing"] == STANDINGS[2], "model"].unique()
     kept = [name for name in losses["model"].unique() if name not in dropped]
     if not len(dropped):
         return f"No difference in loss is shown between {join(kept)}"
-    rest = f"; no loss drops {join(kept)}" if kept else ""
-    return f"A loss that is shown higher than another design's drops {join(dropped)}{rest}"
+    return f"A loss shown to be higher than another design's: {join(dropped)}; none such: {join(kept)}"
 
 
 def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Sequence) -> pd.DataFrame:

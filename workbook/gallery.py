@@ -24,7 +24,7 @@ from workbook import findings, plots
 from workbook.findings import TEXTS, Load
 from workbook.plots import COLOURS, X_LABELS, line_style, model_styles, plot_loss_curves, plot_throughput, slide
 from workbook.readme import fill_template
-from workbook.records import intervals, summarise
+from workbook.records import intervals, load_runs, summarise
 from workbook.text import VOCAB_SIZE
 
 BARS = [("#14527A", ""), ("#56B4E9", "//"), ("#A9D6F2", ""), ("0.6", "xx")]  # of no model: colour, hatch
@@ -90,10 +90,10 @@ def draw_figures(names: Sequence[str], load: Load, folder: Path) -> list[tuple[s
     return titles
 
 
-def render_captions(titles: Sequence[tuple[str, str]]) -> str:
+def render_captions(titles: Sequence[tuple[str, str]], load: Load = load_runs) -> str:
     """figures/CAPTIONS.md of these (name, title): each figure's picture, what was measured, and its runs."""
     figures = [{"name": name, "title": title, "runs": GALLERY[name].runs} for name, title in titles]
-    return fill_template("captions.md.j2", figures=figures)
+    return fill_template("captions.md.j2", figures=figures, run=load)
 
 
 # ------------------------------------------------------------------------------------------------ what figures share
@@ -201,7 +201,7 @@ def kgram_parameters(summary: pd.DataFrame) -> None:
     total, body = sizes["parameters"] / 1e6, sizes["body"] / 1e6
     head = (sizes["hidden_size"] + 1) * sizes["vocab_size"] / 1e6
     parts = pd.DataFrame({"token table": total - body - head, "body": body, "head": head})
-    title = f"Outside token table and head lie at most {body.max():.2f} M of {total.min():.0f} M weights or more"
+    title = f"Token table and head hold {1 - (body / total).max():.1%} of the weights or more in each design"
     ax = slide(title, xlabel="million parameters", xlim=(0, 1.12 * total.max()))
     styles = [(COLOURS[0], ""), ("black", "//"), (COLOURS[4], "..")]
     draw_stack(ax, parts, styles, total.map("{:.1f} M".format))
@@ -308,9 +308,7 @@ def top_p_3seqs(exact: pd.DataFrame) -> None:
 def top_p_nucleus_size(sizes: pd.DataFrame) -> None:
     """How many tokens the nucleus holds at each token of a story."""
     sizes = sizes.head(40)
-    title = (
-        "The nucleus (p = 0.9) holds one token at {:.0%} of these positions, and up to {} where the story has a choice"
-    )
+    title = "The nucleus holds one token at {:.0%} of these positions, and up to {} where the story has a choice"
     title = title.format((sizes["kept"] == 1).mean(), sizes["kept"].max())
     ax = slide(title, ylabel="tokens in the nucleus", xlim=(-0.7, len(sizes) - 0.3))
     bars = ax.bar(sizes.index, sizes["kept"], color=np.where(sizes["kept"] > 1, COLOURS[1], "0.75"))
@@ -339,7 +337,7 @@ def draw_text(ax: Axes, rows: pd.DataFrame, width: int = 68) -> None:
 def top_p_coloured_story(told: pd.DataFrame) -> None:
     """A held-out story, each token shaded by the probability that a model gave to it."""
     outside = [f"{name} {count}" for name, count in findings.outside_nucleus(told).items()]
-    title = f"At p = 0.8, tokens of this story outside the nucleus: {', '.join(outside)}"
+    title = f"Tokens of this story that the nucleus lacks: {', '.join(outside)}"
     axes = slide(title, 2, note="black frame: outside the nucleus; grey: not predicted")
     for ax, (name, rows) in zip(axes, told.groupby("model", sort=False), strict=True):
         draw_text(ax, rows)
@@ -386,7 +384,8 @@ def draw_next_tokens(ax: Axes, rows: pd.DataFrame) -> None:
 @figure_of("top_p_next_token")
 def top_p_next_token(table: pd.DataFrame) -> None:
     """The most probable next tokens at three settings."""
-    title = "'… there was a child called': p cuts the list, temperature lengthens it (blue: kept)"
+    kept = table.drop_duplicates(["p", "temperature"])["nucleus"].map("{:,.0f}".format)
+    title = f"The most probable next tokens; the nucleus (blue) holds {findings.join(kept)} tokens"
     for ax, _, rows in panels(title, table, ["p", "temperature"], sharex=True, sharey=False):
         draw_next_tokens(ax, rows)
 
@@ -424,7 +423,7 @@ def at_validations(frame: pd.DataFrame) -> pd.DataFrame:
 
 def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str) -> None:
     """Validation loss against steps, tokens and seconds."""
-    rows, title = at_validations(in_order(steps)), title + " (one seed)" * (steps["seed"].nunique() == 1)
+    rows = at_validations(in_order(steps))
     axes = slide(title, 1, 3, sharey=True)
     for ax, (x, label) in zip(axes, (X_LABELS | {"tokens": "targets used"}).items(), strict=True):
         plot_loss_curves(rows, x, ax=ax, legend=False)
@@ -443,9 +442,8 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
 def stories_live_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss of three models trained live for a few seconds."""
     levels = {f"Kneser-Ney, order {order}": summary[f"kneser_ney_{order}"].iloc[0] for order in (4, 2)}
-    draw_three_curves(
-        steps, levels, f"A few seconds each: {findings.comparison(intervals(summary, 'validation_loss'), 'loss')}"
-    )
+    loss = findings.comparison(intervals(summary, "validation_loss"), "validation loss")
+    draw_three_curves(steps, levels, f"A few seconds each: {loss}")
 
 
 @figure_of("stories_live_positions")
@@ -467,9 +465,8 @@ def stories_live_positions(positions: pd.DataFrame) -> None:
 def stories_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss of three models trained for five minutes on TinyStories."""
     levels = {"Kneser-Ney, order 4": summary.loc[summary["model"] == "k-gram", "kneser_ney_loss"].iloc[0]}
-    draw_three_curves(
-        steps, levels, f"Five minutes each: {findings.comparison(intervals(summary, 'validation_loss'), 'loss')}"
-    )
+    loss = findings.comparison(intervals(summary, "validation_loss"), "validation loss")
+    draw_three_curves(steps, levels, f"Five minutes each: {loss}")
 
 
 @figure_of("stories_5min_summary")
@@ -606,9 +603,9 @@ def cost_roof(ladder: pd.DataFrame, texts: pd.DataFrame, rates: pd.DataFrame) ->
 def cost_growth(growth: pd.DataFrame) -> None:
     """Time and peak memory of a training step when one size grows."""
     slopes = findings.growth_slopes(growth).groupby("axis", sort=False).median()
-    powers = ", ".join(f"{axis} {slope:.1f}" for axis, slope in slopes.items())
+    powers = ", ".join(f"{axis}^{slope:.1f}" for axis, slope in slopes.items())
     axes = slide(
-        f"The time of a step grows with the power of {powers} (medians)",
+        f"The time of a step grows as {powers} (medians)",
         2,
         growth["axis"].nunique(),
         sharex="col",

@@ -49,7 +49,7 @@ def slide(title: str, *shape: int, note: str = "", sharex: Any = False, sharey: 
     """The axes of a figure (`shape`: rows, columns), its finding on top, a note below; `each`: xlabel … of them all."""
     figure, axes = plt.subplots(*shape, sharex=sharex, sharey=sharey, subplot_kw=each)
     lines = max(1, math.ceil(len(title) / 57))  # of about the same length
-    figure.suptitle(textwrap.fill(title, math.ceil(len(title) / lines) + 6), x=0.01, ha="left")
+    figure.suptitle(textwrap.fill(title, math.ceil(len(title) / lines) + 6, break_on_hyphens=False), x=0.01, ha="left")
     if note:
         figure.supxlabel(note, x=0.99, ha="right", color="0.3")
     return axes
