@@ -55,7 +55,7 @@ def read_options(args: argparse.Namespace) -> Config:
         run_file(output_folder("runs"), config.output.record)  # a name that leads out of the folder is an error
     if config.sample.stop == "":
         raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
-    if not config.sample.prompt:
+    if config.sample.prompt == "":
         raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
     return config
 
@@ -195,6 +195,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"device {device}{several}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     data = read_text(config.text, config.model.kgram_k, progress=sys.stderr.isatty())
     print("\n".join(data.notes))
+    config = config._replace(sample=dataclasses.replace(config.sample, prompt=config.sample.prompt or data.opening))
     data.tokenizer.encode(config.sample.prompt, allowed_special="all")  # an unknown word is an error now, not later
     for name in config.model.models:
         Experiment(name, data, config, device, rank).run()

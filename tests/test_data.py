@@ -19,8 +19,11 @@ from workbook.text import (
     encode_texts,
     find_data,
     load_stories,
+    opening,
     read_sequences,
+    read_texts,
     renumber,
+    separator_of,
     write_3seqs,
 )
 
@@ -43,16 +46,21 @@ def test_the_shipped_3seqs_follows_its_rule(tmp_path):
     assert len(lines) == 96 and {lines.count(line) for line in set(lines)} == {32}
 
 
-def read(tmp_path, content: bytes, tokenizer, block_size=32):
+def read(tmp_path, content: bytes, tokenizer, block_size=32, separator=None):
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    return [sequence.tolist() for sequence in read_sequences(path, tokenizer, block_size)]
+    return [sequence.tolist() for sequence in read_sequences(path, tokenizer, block_size, separator)]
 
 
 def test_line_ends_marks_and_empty_lines(tmp_path, tokenizer):
     plain = read(tmp_path, b"a b c\nd e\n", tokenizer)
     assert plain == [tokenizer.encode("a b c"), tokenizer.encode("d e")]
-    for content in (b"a b c\r\nd e\r\n", b"\xef\xbb\xbfa b c\n\n \nd e", b"a b c\n!\nd e\n"):  # "!" is one token
+    for content in (
+        b"a b c\r\nd e\r\n",
+        b"\xef\xbb\xbfa b c\n\n \nd e",
+        b"a b c\n!\nd e\n",
+        b"\n\na b c\nd e\n\n",
+    ):  # "!" is one token
         assert read(tmp_path, content, tokenizer) == plain
 
 
@@ -62,7 +70,50 @@ def test_only_line_ends_end_a_line(tmp_path, tokenizer):
 
 
 def test_endoftext_is_one_real_token(tmp_path, tokenizer):
-    assert read(tmp_path, b"a<|endoftext|>b\n", tokenizer) == [[64, 50_256, 65]]
+    assert read(tmp_path, b"a<|endoftext|>b\n", tokenizer, separator="lines") == [[64, 50_256, 65]]
+
+
+FILES = {
+    "lines": "Ein Satz.\nNoch ein Satz.\n",
+    "paragraphs": "Ein Satz,\numbrochen.\n\nNoch ein\nSatz.\n \nUnd einer.\n",
+    "<|endoftext|>": "A story.\n\nIts end.\n<|endoftext|>\nAnother one.<|endoftext|>\n",
+}
+
+
+@pytest.mark.parametrize("separator", FILES)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_what_separates_texts_is_guessed_and_can_be_set(tmp_path, tokenizer, separator, end):
+    path = tmp_path / "text.txt"
+    path.write_text(FILES[separator], encoding="utf-8", newline=end)
+    expected = {
+        "lines": ["Ein Satz.", "Noch ein Satz."],
+        "paragraphs": ["Ein Satz,\numbrochen.", "Noch ein\nSatz.", "Und einer."],
+        "<|endoftext|>": ["A story.\n\nIts end.", "Another one."],
+    }
+    assert read_texts(path) == (expected[separator], separator)
+    assert separator_of(path) == separator and separator_of("small") is None
+    for other in FILES:
+        texts, used = read_texts(path, other)
+        assert used == separator_of(path, other) == other
+        assert (texts == expected[separator]) == (other == separator)
+    sequences = read_sequences(path, tokenizer, 32)
+    assert [tokenizer.decode(sequence.tolist()) for sequence in sequences] == expected[separator]
+    with pytest.raises(ValueError, match="separator is 'tabs'; expected one of lines, paragraphs"):
+        read_texts(path, "tabs")
+
+
+def test_stories_of_a_file_are_those_between_its_separators(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"Fall {n}.\nSein Ende." for n in range(40)), encoding="utf-8")
+    train, held_out = (load_stories(path, split) for split in ("train", "validation"))
+    assert len(train) + len(held_out) == 40 and all(text.endswith("Ende.") for text in train + held_out)
+    lines = load_stories(path, separator="lines")
+    assert "Fall 7." in lines + load_stories(path, "validation", separator="lines")
+
+
+def test_the_opening_of_a_text():
+    assert opening("Es war einmal ein Kind.") == "Es war einmal" and opening("0 1 2 3", words=2) == "0 1"
+    assert opening("Wort") == "Wort" and opening("\nEs  war") == "\nEs  war"
 
 
 def test_blocks_are_cut_at_their_size(tmp_path, tokenizer):

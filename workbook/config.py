@@ -7,12 +7,16 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from workbook.text import SEPARATORS
+
 C = TypeVar("C", bound="Options")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 MODELS, TABLES = ("LSTM", "k-gram", "Transformer"), ("embedding", "head")
 MANY = 10**9
-STORIES = """builtin, small, hub (TinyStories through datasets), a text file with <|endoftext|> between stories, of
-which one in ten is for validation, or a folder with train.txt and valid.txt"""
+STORIES = """builtin, small, hub (TinyStories through datasets), a text file, of which one in ten is for validation, or
+a folder with train.txt and valid.txt"""
+SEPARATOR = """what lies between the texts of a file: line ends (lines), blank lines (paragraphs) or <|endoftext|>
+(guessed from the file)"""
 CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an
 epoch draws as many as there are (no)"""
 
@@ -51,11 +55,12 @@ class Options:
 class TextConfig(Options):
     """text"""
 
-    input_files: tuple[str, ...] = option((), "one sequence a line; also looked up in data/")
+    input_files: tuple[str, ...] = option((), "files of sequences; also looked up in data/")
     tinystories_weight: float = option(0.5, "chance of a story, not a line of a file; without files all are", 0, 1)
     stories: str = option("builtin", STORIES)
     max_stories: int = option(2000, "stories to train on", 1, MANY)
     validation_stories: int = option(0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY)
+    separator: str | None = option(None, SEPARATOR, choices=tuple(SEPARATORS))
     compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
     block_size: int = option(128, "tokens of a sequence, from its start", 2, 10**6)
 
@@ -119,7 +124,7 @@ class TrainingConfig(Options):
 class SampleConfig(Options):
     """samples"""
 
-    prompt: str = option("Once upon a", "what samples go on from")
+    prompt: str | None = option(None, "what samples go on from (the opening of the text)")
     samples: int = option(1, "samples for each --top_p", 1, MANY)
     max_new_tokens: int = option(20, "new tokens of a sample", 0, 10**6)
     top_p: tuple[float, ...] = option((0.95, 1.0), "a sample per nucleus of this mass, after a greedy one", 0, 1, True)

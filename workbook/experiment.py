@@ -33,6 +33,7 @@ class Data:
     tokenizer: Any
     vocab_size: int
     kgram_k: int
+    opening: str = ""  # the first words of the text, which samples go on from
     notes: list[str] = field(default_factory=list)
 
     @functools.cached_property
@@ -60,20 +61,25 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     data = Data([], None, [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
 
     def stories(split: str, limit: int) -> list[Tensor]:
-        found = text.load_stories(config.stories, split, limit)
+        found = text.load_stories(config.stories, split, limit, separator=config.separator)
         cache = text.cache_folder() if len(found) >= 5000 else None  # fewer take less than a second
         return text.encode_texts(found, data.tokenizer, config.block_size, cache=cache, progress=progress)
 
     shares: dict[str, tuple[float, list[Tensor]]] = {}
     if weight < 1:
-        shares["files"] = 1 - weight, text.read_sequences(config.input_files, data.tokenizer, config.block_size)
+        files = text.read_sequences(config.input_files, data.tokenizer, config.block_size, config.separator)
+        shares["files"] = 1 - weight, files
     if weight:
         shares["stories"] = weight, stories("train", config.max_stories)
     for name, (share, sequences) in shares.items():
         data.sequences += sequences
+        data.opening = text.opening(data.tokenizer.decode(sequences[0].tolist()))
         distinct = len({tuple(sequence.tolist()) for sequence in sequences})
         size = f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens"
-        data.notes.append(f"{name}: {size}; share {share:g}")
+        sources = config.input_files if name == "files" else [config.stories]
+        used = {text.separator_of(source, config.separator) for source in sources} - {None}
+        separated = f"; separated by: {', '.join(sorted(map(str, used)))}" if used else ""
+        data.notes.append(f"{name}: {size}; share {share:g}{separated}")
     if len(shares) == 2:
         data.weights = [share / len(part) for share, part in shares.values() for _ in part]
     if config.validation_stories:

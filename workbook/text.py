@@ -22,6 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+GRAMMARS = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
+SEPARATORS = {"lines": r"\n", "paragraphs": r"\n\s*\n", ENDOFTEXT: re.escape(ENDOFTEXT)}  # of the texts in a file
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 
 
@@ -103,45 +105,85 @@ def cache_folder() -> Path:
     return Path(os.environ.get("WORKBOOK_CACHE") or Path(home) / "pico-llm")
 
 
-def read_sequences(paths: str | Path | Iterable[str | Path], tokenizer, block_size: int) -> list[Tensor]:
-    """One sequence a line, see `encode_texts`; files are also looked up in data/. ValueError names an unusable one."""
+def guess_separator(text: str) -> str:
+    """What lies between the texts of a file: `<|endoftext|>` where it occurs, else blank lines, else line ends."""
+    if ENDOFTEXT in text:
+        return ENDOFTEXT
+    return "paragraphs" if re.search(SEPARATORS["paragraphs"], text.strip()) else "lines"
+
+
+def read_texts(path: str | Path, separator: str | None = None) -> tuple[list[str], str]:
+    """The texts of a UTF-8 file, also looked up in data/, and what separates them: one of SEPARATORS, or guessed.
+
+    Texts of white space alone are left out. ValueError for a file that is no UTF-8 text, or an unknown separator.
+    """
+    if separator not in (None, *SEPARATORS):
+        raise ValueError(f"separator is {separator!r}; expected one of {', '.join(SEPARATORS)}, or None to guess")
+    text = find_data(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    if re.search("[\0\udc80-\udcff]", text):  # the surrogates are bytes that could not be decoded
+        raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8")
+    text = text.replace("\r\n", "\n")
+    separator = separator or guess_separator(text)
+    parts = re.split(SEPARATORS[separator], text)
+    parts = parts if separator == "lines" else [part.strip() for part in parts]
+    return [part for part in parts if part.strip()], separator
+
+
+def separator_of(source: str | Path, separator: str | None = None) -> str | None:
+    """What separates the texts of a file, or of a folder's train.txt; None where they are made, or from the hub."""
+    if source in GRAMMARS or source == "hub":
+        return None
+    return read_texts(Path(source, "train.txt") if Path(source).is_dir() else source, separator)[1]
+
+
+def opening(text: str, words: int = 3) -> str:
+    """The first words of a text, to begin samples with."""
+    found = re.match(rf"\s*\S+(?:\s+\S+){{0,{words - 1}}}", text)
+    return found[0] if found else text
+
+
+def read_sequences(
+    paths: str | Path | Iterable[str | Path], tokenizer, block_size: int, separator: str | None = None
+) -> list[Tensor]:
+    """The first tokens of each text of files: `read_texts`, then `encode_texts`. ValueError names an unusable file."""
     sequences = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        text = find_data(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-        if re.search("[\0\udc80-\udcff]", text):  # the surrogates are bytes that could not be decoded
-            raise ValueError(f"{path} is no UTF-8 text; expected one sequence a line in UTF-8")
-        found = encode_texts((line for line in re.split(r"\r?\n", text) if line.strip()), tokenizer, block_size)
+        texts, used = read_texts(path, separator)
+        found = encode_texts(texts, tokenizer, block_size)
         if not found:
-            raise ValueError(f"{path} has no line of two tokens or more; expected one sequence a line")
+            raise ValueError(f"{path} has no text of two tokens or more; texts are separated by: {used}")
         sequences += found
     return sequences
 
 
 def load_stories(
-    source: str | Path = "builtin", split: str = "train", limit: int | None = 2000, seed: int = 0
+    source: str | Path = "builtin",
+    split: str = "train",
+    limit: int | None = 2000,
+    seed: int = 0,
+    separator: str | None = None,
 ) -> list[str]:
     """Up to `limit` stories (None: all). `split` is "train" or "validation"; no story is in both.
 
     `source`: "builtin" and "small" (few words, learnt in seconds) expand data/story_grammar*.json, the same for a seed;
-    "hub" is TinyStories (Eldan & Li 2023); else a path to text with <|endoftext|> between stories: a file, of which, as
-    of the grammars, one in ten is for validation, or a folder of train.txt and valid.txt. A training story that is also
+    "hub" is TinyStories (Eldan & Li 2023); else a path (see `read_texts` for `separator`): a file, of which, as of the
+    grammars, one in ten is for validation, or a folder of train.txt and valid.txt. A training story that is also
     given for validation is left out. ConnectionError, FileNotFoundError or ValueError say what is wrong.
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
-    grammars = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
-    if limit is None and source in grammars:
+    if limit is None and source in GRAMMARS:
         raise ValueError(f"the {source} stories never end; give a limit")
     held_back: set[str] = set()
-    has_splits = source not in grammars and (source == "hub" or Path(source).is_dir())
-    if has_splits:
-        read = _hub_stories if source == "hub" else _folder_stories
-        stories = read(source, split)
-        held_back = set(read(source, "validation")) if split == "train" else held_back
-    elif source in grammars:
-        stories = _grammar_stories(DATA / grammars[source], seed)
+    has_splits = source not in GRAMMARS and (source == "hub" or Path(source).is_dir())
+    if source in GRAMMARS:
+        stories: Iterable[str] = _grammar_stories(DATA / GRAMMARS[source], seed)
+    elif has_splits:
+        read = _hub_stories if source == "hub" else functools.partial(_folder_stories, source, separator)
+        stories = read(split)
+        held_back = set(read("validation")) if split == "train" else held_back
     else:
-        stories = _local_stories(find_data(source))
+        stories = read_texts(source, separator)[0]
     chosen: dict[str, None] = {}  # a story once, in order
     for story in itertools.islice(stories, 50 * limit if limit else None):
         held_out = int(hashlib.sha256(story.encode()).hexdigest(), 16) % 10 == 0  # copies stay on one side
@@ -150,7 +192,8 @@ def load_stories(
         if len(chosen) == limit:
             break
     if not chosen:
-        raise ValueError(f"{source} holds no story for {split}; expected ten or more, with {ENDOFTEXT} between them")
+        used = separator_of(source, separator)
+        raise ValueError(f"{source} holds no story for {split}; expected ten or more (separated by: {used})")
     return list(chosen)
 
 
@@ -166,26 +209,15 @@ def _grammar_stories(path: Path, seed: int) -> Iterator[str]:
         yield text.format(**cast)
 
 
-def _local_stories(path: Path) -> Iterator[str]:
-    import datasets
-
-    options = {"data_files": str(path), "sample_by": "document", "split": "train", "encoding": "utf-8-sig"}
-    try:
-        rows = datasets.load_dataset("text", **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path.name} is no UTF-8 text; expected stories with {ENDOFTEXT} between them") from error
-    yield from (story.strip() for row in rows for story in row["text"].split(ENDOFTEXT))
-
-
-def _folder_stories(folder: str | Path, split: str) -> Iterator[str]:
+def _folder_stories(folder: str | Path, separator: str | None, split: str) -> list[str]:
     names = ["train.txt"] if split == "train" else ["valid.txt", "validation.txt"]
     found = [Path(folder, name) for name in names if Path(folder, name).is_file()]
     if not found:
         raise FileNotFoundError(f"{folder} holds no {names[0]}; expected train.txt and valid.txt, or give one file")
-    return _local_stories(found[0])
+    return read_texts(found[0], separator)[0]
 
 
-def _hub_stories(_, split: str) -> Iterator[str]:
+def _hub_stories(split: str) -> Iterator[str]:
     import datasets
 
     try:
