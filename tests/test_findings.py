@@ -262,7 +262,7 @@ def test_the_evidence_of_the_record_follows_its_names():
     """Two designs exchanged in every run: their rows are exchanged, and nothing else changes."""
     record = findings.evidence(load_runs)
     swap = {"embedding": "convolution", "convolution": "embedding"}
-    swap |= {f"{one}, rescaled": f"{other}, rescaled" for one, other in swap.items()}
+    swap |= {f"{one} rescaled": f"{other} rescaled" for one, other in swap.items()}
     swapped = findings.evidence(lambda name: load_runs(name).replace({"model": swap}))
     columns = ["criterion", "model", "standing", "n", "mean", "low", "high"]
     exchanged = record.assign(model=record["model"].replace(swap))[columns].sort_values(["criterion", "model"])

@@ -1,7 +1,6 @@
 """What the command line trains and measures: data, model and batches from their options, and the run's files."""
 
 import functools
-import hashlib
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Data:
     @functools.cached_property
     def data_hash(self) -> str:
         """12 hex digits that name the training tokens in a record."""
-        return hashlib.sha256(torch.cat(self.sequences).numpy().tobytes()).hexdigest()[:12]
+        return text.tokens_hash(self.sequences)
 
 
 def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:

@@ -212,9 +212,9 @@ def comparison(table: pd.DataFrame, what: str, *, higher: bool = False, unit: st
 
 
 def initialisation_effect(steps: pd.DataFrame, rescaled: pd.DataFrame) -> tuple[float, float]:
-    """The most that a mean loss moves when its model is rescaled ("name, rescaled"), and the range of the rescaled."""
+    """The most that a mean loss moves when its model is rescaled ("name rescaled"), and the range of the rescaled."""
     before, after = (summarise(frame).groupby("model")["mean_loss"].mean() for frame in (steps, rescaled))
-    partners = before.reindex(after.index.str.removesuffix(", rescaled")).to_numpy()
+    partners = before.reindex(after.index.str.removesuffix(" rescaled")).to_numpy()
     return float((after - partners).abs().max()), float(after.max() - after.min())
 
 
@@ -298,7 +298,7 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
     """Every record that compares the designs, each line judged by one rule: ahead only with the intervals apart."""
     trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
     ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
-    rescaled = summarise(load("kgram_first_scale")).replace({"model": ", rescaled$"}, "", regex=True)
+    rescaled = summarise(load("kgram_first_scale")).replace({"model": " rescaled$"}, "", regex=True)
     floors, ladder = load("kgram_floors_summary"), with_rate(plain_ladder(ladder))
     most = floors.assign(nats=1e3 * above_floor(floors)).groupby("model", as_index=False)["nats"].max()
     lines = [

@@ -66,6 +66,11 @@ def data_hash(path: str | Path) -> str:
     return hashlib.sha256(find_data(path).read_bytes()).hexdigest()[:12]
 
 
+def tokens_hash(sequences: Sequence[Tensor]) -> str:
+    """12 hex digits of the SHA-256 of all tokens, to name the data in a run row."""
+    return hashlib.sha256(torch.cat(list(sequences)).numpy().tobytes()).hexdigest()[:12]
+
+
 def encode_texts(
     texts: Iterable[str], tokenizer, block_size: int, *, cache: str | Path | None = None, progress: bool = False
 ) -> list[Tensor]:
@@ -145,10 +150,10 @@ def opening(text: str, words: int = 3) -> str:
 def read_sequences(
     paths: str | Path | Iterable[str | Path], tokenizer, block_size: int, separator: str | None = None
 ) -> list[Tensor]:
-    """The first tokens of each text of files: `read_texts`, then `encode_texts`. ValueError names an unusable file."""
+    """The first tokens of each text of files, or of "builtin" or "small" stories. ValueError names an unusable one."""
     sequences = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        texts, used = read_texts(path, separator)
+        texts, used = (load_stories(path), "made") if path in GRAMMARS else read_texts(path, separator)
         found = encode_texts(texts, tokenizer, block_size)
         if not found:
             raise ValueError(f"{path} has no text of two tokens or more; texts are separated by: {used}")
