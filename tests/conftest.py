@@ -16,8 +16,10 @@ os.environ["HF_HOME"] = cache.name
 torch.set_num_threads(1)  # the models are small: on a busy machine several threads only wait for each other
 
 
-def pytest_collection_modifyitems(items):
-    """The cells of a notebook are the slow tier: `-m "not notebook"` leaves them out."""
+def pytest_collection_modifyitems(config, items):
+    """The cells of a notebook are the slow tier, `-m "not notebook"` leaves them out; the matrix asks for its name."""
+    if "matrix" not in (config.option.markexpr or ""):
+        items[:] = [item for item in items if not item.get_closest_marker("matrix")]
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("notebook")

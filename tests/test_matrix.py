@@ -1,0 +1,130 @@
+"""Every notebook with other parameters, texts and designs: no cell fails, no printed sentence contradicts its run.
+
+Tier `matrix`: `python -m pytest -m matrix tests/test_matrix.py`.
+"""
+
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+from oracles import ROOT
+
+from workbook.notebooks import execute, tags
+from workbook.records import NO_INTERVAL
+
+pytestmark = pytest.mark.matrix
+
+GERMAN = [
+    f"Es war einmal {who}, {what} in {where} wohnte.\nEines Tages sagte {who}: „Ich gehe zum {goal}, ehe es regnet.“"
+    for who in ("ein Fuchs", "eine Amsel", "ein Müller", "die Großmutter", "ein Bär", "eine Maus")
+    for what, where, goal in (
+        ("der", "einer Höhle", "Bäcker"),
+        ("die", "einem Baum", "Fluss"),
+        ("das", "der Mühle", "Markt"),
+        ("der", "einem Häuschen", "Bahnhof"),
+        ("die", "der Küche", "Feld"),
+    )
+]
+LINES = [f"{a} plus {b} makes {a + b}" for a in range(1, 21) for b in range(1, 11)]
+TEXTS = {"german": "\n\n".join(GERMAN), "lines": "\n".join(LINES)}
+MINE = '''
+class MeanMLP(EmbeddingMLP):
+    """The mean of the k embeddings, whatever their order."""
+
+    def __init__(self, vocab_size, k, embed_size, hidden_size, num_layers):
+        super().__init__(vocab_size, 1, embed_size, hidden_size, num_layers)
+
+    def forward(self, contexts):  # (N, k) -> (N, H)
+        return self.mlp(self.embedding(contexts).mean(1))
+
+
+DESIGNS["mine"] = MeanMLP
+'''
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, workbook_out):
+    """Execute a notebook with these parameters; {german} and {lines} name texts, `threads` sets OpenMP's."""
+
+    def run(number, parameters, cell=""):
+        for name, text in TEXTS.items():
+            (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+        parameters = {
+            key: value.format(german=tmp_path / "german.txt", lines=tmp_path / "lines.txt")
+            if isinstance(value, str)
+            else value
+            for key, value in parameters.items()
+        }
+        monkeypatch.setenv("OMP_NUM_THREADS", str(parameters.pop("threads", 2)))
+        (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+        if cell:
+            notebook = nbformat.read(path, as_version=4)
+            place = next(i for i, each in enumerate(notebook.cells) if "DESIGNS = {" in each.source)
+            notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(cell))
+            nbformat.write(notebook, path := tmp_path / path.name)
+        return execute(path, parameters)[0]
+
+    return run
+
+
+def outputs(notebook):
+    """All that the code cells show as text, cell by cell."""
+    texts = []
+    for cell in notebook.cells:
+        parts = []
+        for output in cell.get("outputs", []):
+            if output.get("name") != "stderr":
+                parts.append(output.get("text", "") or output.get("data", {}).get("text/plain", ""))
+        texts.append("\n".join(parts))
+    return texts
+
+
+SMALL = {
+    "01": {"EMBED_SIZE": 16, "HIDDEN_SIZE": 16},
+    "02": {"SEEDS": 2, "STEPS": 5, "ROUNDS": 1, "EMBED_SIZE": 16, "HIDDEN_SIZE": 32},
+}
+CASES = [
+    ("01", {"BLOCK_SIZE": 64}),
+    ("01", {"EMBED_SIZE": 32, "HIDDEN_SIZE": 32}),
+    ("01", {"TEXT": "{german}"}),
+    ("01", {"TEXT": "{lines}", "threads": 1}),
+    ("02", {"SEEDS": 1}),
+    ("02", {"SEEDS": 2, "STEPS": 40}),
+    ("02", {"HIDDEN_SIZE": 64}),
+    ("02", {"BLOCK_SIZE": 64}),
+    ("02", {"LEARNING_RATE": 1e-2}),
+    ("02", {"K": 1, "NUM_LAYERS": 0}),
+    ("02", {"K": 4, "BATCH_SIZE": 5}),
+    ("02", {"TEXT": "{german}"}),
+    ("02", {"TEXT": "{lines}", "threads": 1}),
+    ("02", {"STORIES": "{german}"}),
+    ("02", {"STORIES": "builtin", "threads": 1}),
+]
+
+
+@pytest.mark.parametrize("number, changed", CASES, ids=lambda value: str(value))
+def test_a_notebook_runs_and_says_what_its_run_shows(run, number, changed):
+    shown = outputs(run(number, SMALL.get(number, {}) | changed))
+    text = "\n".join(shown)
+    assert not re.search(r"\b-?inf\b|\bnan to\b", text)
+    if changed.get("SEEDS") == 1:
+        assert NO_INTERVAL in text
+        own = [line for line in text.splitlines() if "record" not in line]
+        assert not any("no difference" in line for line in own)
+
+
+@pytest.mark.parametrize("changed", [{}, {"SEEDS": 1}, {"TEXT": "{german}"}], ids=str)
+def test_a_fourth_design_is_in_every_table_and_record(run, workbook_out, changed):
+    notebook = run("02", SMALL["02"] | changed, cell=MINE)
+    for name in ("designs", "designs_summary", "speed", "floors", "floors_summary", "stories", "stories_summary"):
+        models = pd.read_csv(workbook_out / "runs" / f"kgram_{name}.csv")["model"].unique()
+        assert "mine" in models, name
+    without = [
+        cell.source[:60]
+        for cell, text in zip(notebook.cells, outputs(notebook), strict=True)
+        if "embedding" in text and "mine" not in text and "COMPLETE" not in cell.source and tags(cell) != ["design"]
+    ]
+    assert all("build_rescaled" in source or "RESCALED" in source for source in without), without
+    for figure in ("kgram_loss_curves", "kgram_throughput", "kgram_parameters", "kgram_speed", "kgram_floors"):
+        assert "mine" in (workbook_out / "figures" / f"{figure}.svg").read_text(encoding="utf-8"), figure
