@@ -213,10 +213,12 @@ def kgram_speed(speed: pd.DataFrame) -> None:
     """Targets per second of each design, computed in three ways."""
     factor = findings.speed_factors(speed)["distinct contexts / loop"]
     title = f"Same mathematics, {factor.min():.0f} to {factor.max():.0f} times the loop's tokens per second"
-    note = f"medians of {speed['round'].nunique()} rounds, whiskers: lowest to highest; 3seqs.txt"
+    note = f"medians of {speed['round'].nunique()} rounds, whiskers: lowest to highest"
     ax = slide(title, note=note, ylabel="tokens/s")
-    draw_bars(ax, findings.with_rate(speed), "rate", ["model", "way"], "{:,.0f}")
-    ax.yaxis.set_major_formatter("{x:,.0f}")
+    rows = findings.with_rate(speed)
+    draw_bars(ax, rows, "rate", ["model", "way"], "{:,.0f}")
+    ax.set_ylim(1, 20 * rows["rate"].max())
+    log_axes(ax, y=[10**power for power in range(7) if 10**power < 20 * rows["rate"].max()])
 
 
 @figure_of("kgram_designs")
@@ -266,7 +268,7 @@ def kgram_stories(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Training loss of each design on the built-in stories."""
     V = summary["vocab_size"].iloc[0]
     loss = findings.comparison(intervals(summary, "validation_loss"), "validation loss")
-    title = f"On stories, after {summary['steps'].max()} steps: {loss}"
+    title = f"After {summary['steps'].max()} steps: {loss}"
     plot_loss_curves(steps, title=title, levels={f"ln {V}": math.log(V)})
 
 
