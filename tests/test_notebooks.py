@@ -68,7 +68,7 @@ def test_opening_and_closing(notebook):
     assert first.startswith("# ") and "Colab" in first and "CPU time" in first
     assert "Exercises" in last and last.count("<details>") == 3
     assert any("parameters" in tags(cell) for cell in notebook.cells)
-    assert "nbval-skip" in tags(code_cells(notebook)[0]) and "google.colab" in code_cells(notebook)[0].source
+    assert "google.colab" in code_cells(notebook)[0].source
 
 
 def test_links_between_notebooks_lead_somewhere(notebook):
@@ -172,7 +172,7 @@ def test_a_notebook_runs_with_other_parameters(tmp_path, monkeypatch):
 
 
 def test_no_cell_is_longer_than_a_class(notebook):
-    assert max(len(cell.source.splitlines()) for cell in code_cells(notebook)[1:]) <= 45  # the first is for Colab
+    assert max(len(cell.source.splitlines()) for cell in code_cells(notebook)) <= 45
 
 
 def test_the_interview_has_the_notes_questions_and_twenty_more():
