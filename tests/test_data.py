@@ -14,6 +14,7 @@ from workbook.text import (
     CompactTokenizer,
     bits_per_byte,
     cache_folder,
+    common_opening,
     compact_vocabulary,
     data_hash,
     encode_texts,
@@ -114,6 +115,12 @@ def test_stories_of_a_file_are_those_between_its_separators(tmp_path):
 def test_the_opening_of_a_text():
     assert opening("Es war einmal ein Kind.") == "Es war einmal" and opening("0 1 2 3", words=2) == "0 1"
     assert opening("Wort") == "Wort" and opening("\nEs  war") == "\nEs  war"
+
+
+def test_the_most_common_opening_of_texts():
+    texts = ["Zoe had a hat.", "Once upon a time.", "Once upon a tree.", "Zoe had a cat."]
+    assert common_opening(texts, words=3) == "Zoe had a" and common_opening(texts, words=2) == "Zoe had"
+    assert common_opening(texts[1:], words=3) == "Once upon a" and common_opening(texts[:2]) == "Zoe had a hat."
 
 
 def test_blocks_are_cut_at_their_size(tmp_path, tokenizer):

@@ -83,6 +83,7 @@ def outputs(notebook):
 SMALL = {
     "01": {"EMBED_SIZE": 16, "HIDDEN_SIZE": 16},
     "02": {"SEEDS": 2, "STEPS": 5, "ROUNDS": 1, "EMBED_SIZE": 16, "HIDDEN_SIZE": 32},
+    "03": {"STEPS": 40, "SAMPLES": 32, "GROUP": 8, "DRAWS": 100},
 }
 CASES = [
     ("01", {"BLOCK_SIZE": 64}),
@@ -100,6 +101,13 @@ CASES = [
     ("02", {"TEXT": "{lines}", "threads": 1}),
     ("02", {"STORIES": "{german}"}),
     ("02", {"STORIES": "builtin", "threads": 1}),
+    ("03", {"SEED": 1}),
+    ("03", {"SAMPLES": 8}),
+    ("03", {"SETTINGS": {"greedy": None, "p = 0.7": 0.7}}),
+    ("03", {"SETTINGS": {"p = 0.3": 0.3, "p = 0.6": 0.6, "p = 1.0": 1.0}, "PROMPT": "One day"}),
+    ("03", {"TEXT": "{german}", "threads": 1}),
+    ("03", {"TEXT": "{lines}"}),
+    ("03", {"TEXT": "builtin", "COMPLETE": False}),
 ]
 
 

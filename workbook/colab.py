@@ -13,7 +13,7 @@ LEFT_OUT = {"torch", "jupyter", "nbval", "pytest", "hypothesis", "sphinx-revealj
 
 
 def install() -> None:
-    """In Colab, install what requirements.txt names and Colab lacks; elsewhere nothing. RuntimeError with pip's words."""
+    """In Colab, install what requirements.txt names and it lacks; elsewhere nothing. RuntimeError with pip's words."""
     if "google.colab" not in sys.modules:
         return
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8")

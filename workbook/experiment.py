@@ -72,7 +72,7 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         shares["stories"] = weight, stories("train", config.max_stories)
     for name, (share, sequences) in shares.items():
         data.sequences += sequences
-        data.opening = text.opening(data.tokenizer.decode(sequences[0].tolist()))
+        data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
         distinct = len({tuple(sequence.tolist()) for sequence in sequences})
         size = f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens"
         sources = config.input_files if name == "files" else [config.stories]

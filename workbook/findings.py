@@ -226,15 +226,23 @@ def cut_effect(exact: pd.DataFrame) -> str:
     return f"Exact lines at T = {hottest}: {share[1.0]:.0%} without a cut, {share.max():.0%} at p = {share.idxmax()}"
 
 
+def plus_minus(table: pd.DataFrame) -> pd.Series:
+    """Means of a table from `intervals` with half of their 95 % interval, where they have one."""
+    half = table["high"] - table["mean"]
+    texts = [f"{mean:.3f}" + (f" ± {h:.3f}" if h == h else "") for mean, h in zip(table["mean"], half, strict=True)]
+    return pd.Series(texts, table.index)
+
+
 def diversity_price(groups: pd.DataFrame) -> str:
-    """Diversity at the lowest and at the highest p, of each writer that has several (rows of top_p_quality)."""
-    settings = (
-        groups["writer"].str.extract(r"^(?P<writer>.+), p = (?P<p>[\d.]+)$").assign(diversity=1 - groups["self-BLEU"])
-    )
-    table = settings.dropna().groupby(["writer", "p"], sort=False)["diversity"].mean().unstack()
-    low, high = min(table.columns, key=float), max(table.columns, key=float)
-    each = ", ".join(f"{name} {row[low]:.2f} to {row[high]:.2f}" for name, row in table.iterrows())
-    return f"Diversity from p = {low} to p = {high}: {each}"
+    """Diversity at the lowest and at the highest p, of each model (rows of top_p_quality)."""
+    drawn = groups[groups["p"] > 0].assign(diversity=1 - groups["self-BLEU"])
+    table = drawn.groupby(["model", "p"], sort=False)["diversity"].mean().unstack()
+    if table.empty:
+        return "Greedy alone: one text for each model, no diversity"
+    low, high = min(table), max(table)
+    each = [f"{row[low]:.2f}" + (f" to {row[high]:.2f}" if low < high else "") for _, row in table.iterrows()]
+    where = f"from p = {low} to p = {high}" if low < high else f"at p = {low}"
+    return f"Diversity {where}: {', '.join(f'{name} {text}' for name, text in zip(table.index, each, strict=True))}"
 
 
 def length_factors(growth: pd.DataFrame) -> pd.Series:

@@ -349,27 +349,30 @@ def top_p_coloured_story(told: pd.DataFrame) -> None:
 
 @figure_of("top_p_quality")
 def top_p_quality_diversity(groups: pd.DataFrame) -> None:
-    """Diversity and perplexity of stories that two models wrote at six settings."""
-    ax = slide(findings.diversity_price(groups), note="numbers: p; bars: 95 % intervals over groups of 16 stories")
-    writers = {  # where the numbers beside the points go
+    """Diversity and perplexity of texts that two models wrote at several settings."""
+    note = f"numbers: p; bars: 95 % intervals over groups of {groups['group_size'].iloc[0]} texts"
+    ax = slide(findings.diversity_price(groups), note=note)
+    spots = {  # where the numbers beside six points go
         "k-gram": [(14, -24), (12, -26), (6, -34), (-44, 24), (22, -28), (14, 8)],
         "LSTM": [(14, 10), (10, 14), (-66, 22), (-34, 54), (18, 46), (26, 12)],
-        "held-out stories": [],
     }
+    p = groups.groupby("writer", sort=False)[["model", "p"]].first()
     same, judged = (intervals(groups, column, by="writer") for column in ("self-BLEU", "perplexity"))
     spread, x, y = (same["high"] - same["mean"], judged["high"] - judged["mean"]), 1 - same["mean"], judged["mean"]
-    for name, style in model_styles(writers).items():
-        at = [writer for writer in judged.index if writer.startswith(name)]
-        style |= {"label": name, "elinewidth": 1.5, "markersize": 12 if writers[name] else 28}
-        ax.errorbar(x[at], y[at], spread[1][at], spread[0][at], **style)
-        for writer, spot in zip(at, writers[name], strict=False):
-            line, label = (
-                {"arrowstyle": "-", "linewidth": 1, "color": "0.4"},
-                writer.split(", ")[1].removeprefix("p = "),
-            )
+    for name, style in model_styles(p["model"]).items():
+        at = p.index[p["model"] == name]
+        written = name in spots
+        style |= {"label": name, "elinewidth": 1.5, "markersize": 12 if written else 28}
+        ax.errorbar(x[at], y[at], spread[1][at].fillna(0), spread[0][at].fillna(0), **style)
+        places = spots[name] if written and len(at) == 6 else [(12, 10)] * len(at)
+        line = {"arrowstyle": "-", "linewidth": 1, "color": "0.4"}
+        for writer, spot in zip(at if written else [], places, strict=False):
+            label = "greedy" if math.isnan(p.loc[writer, "p"]) else f"{p.loc[writer, 'p']:g}"
             ax.annotate(label, (x[writer], y[writer]), spot, textcoords="offset points", fontsize=17, arrowprops=line)
-    log_axes(ax, y=[1.25, 1.5, 2, 2.5, 3, 4])
-    ax.set(xlabel="diversity: 1 - self-BLEU", ylabel="perplexity under the judge", ylim=(1.15, 4.4))
+    low, high = 0.93 * (y - spread[1].fillna(0)).min(), 1.15 * (y + spread[1].fillna(0)).max()
+    ticks = [tick for tick in (1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 10, 20, 50, 100, 200, 500, 1000) if low < tick < high]
+    log_axes(ax, y=ticks)
+    ax.set(xlabel="diversity: 1 - self-BLEU", ylabel="perplexity under the judge", ylim=(max(low, 0.95), high))
     ax.legend(loc="center right")
 
 

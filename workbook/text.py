@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,6 +146,11 @@ def opening(text: str, words: int = 3) -> str:
     """The first words of a text, to begin samples with."""
     found = re.match(rf"\s*\S+(?:\s+\S+){{0,{words - 1}}}", text)
     return found[0] if found else text
+
+
+def common_opening(texts: Iterable[str], words: int = 4) -> str:
+    """The most common first words of the texts; of equally common ones the first."""
+    return Counter(opening(text, words) for text in texts).most_common(1)[0][0]
 
 
 def read_sequences(
