@@ -84,6 +84,7 @@ SMALL = {
     "01": {"EMBED_SIZE": 16, "HIDDEN_SIZE": 16},
     "02": {"SEEDS": 2, "STEPS": 5, "ROUNDS": 1, "EMBED_SIZE": 16, "HIDDEN_SIZE": 32},
     "03": {"STEPS": 40, "SAMPLES": 32, "GROUP": 8, "DRAWS": 100},
+    "04": {"TRAIN": 300, "HELD_OUT": 60, "BUDGET": 1, "STEPS": 40},
 }
 CASES = [
     ("01", {"BLOCK_SIZE": 64}),
@@ -104,10 +105,15 @@ CASES = [
     ("03", {"SEED": 1}),
     ("03", {"SAMPLES": 8}),
     ("03", {"SETTINGS": {"greedy": None, "p = 0.7": 0.7}}),
-    ("03", {"SETTINGS": {"p = 0.3": 0.3, "p = 0.6": 0.6, "p = 1.0": 1.0}, "PROMPT": "One day"}),
+    ("03", {"SETTINGS": {"p = 0.3": 0.3, "p = 0.6": 0.6, "p = 1.0": 1.0}, "PROMPT": "Zoe"}),
     ("03", {"TEXT": "{german}", "threads": 1}),
     ("03", {"TEXT": "{lines}"}),
-    ("03", {"TEXT": "builtin", "COMPLETE": False}),
+    ("04", {"SEED": 1}),
+    ("04", {"K": 1, "BLOCK": 64}),
+    ("04", {"K": 6, "PROMPT": "The"}),
+    ("04", {"TEXT": "{german}"}),
+    ("04", {"TEXT": "{lines}", "threads": 1}),
+    ("04", {"TEXT": "small", "SEPARATOR": "lines"}),
 ]
 
 

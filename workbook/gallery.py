@@ -446,7 +446,9 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
 @figure_of("stories_live", "stories_live_summary")
 def stories_live_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss of three models trained live for a few seconds."""
-    levels = {f"Kneser-Ney, order {order}": summary[f"kneser_ney_{order}"].iloc[0] for order in (4, 2)}
+    row = summary.iloc[0]
+    levels = {f"Kneser-Ney, order {row['kneser_ney_order']}": row["kneser_ney_loss"]}
+    levels |= {"Kneser-Ney, order 2": row["kneser_ney_2"]}
     loss = findings.comparison(intervals(summary, "validation_loss"), "validation loss")
     draw_three_curves(steps, levels, f"A few seconds each: {loss}")
 
@@ -524,9 +526,11 @@ def stories_window(real: pd.DataFrame, builtin: pd.DataFrame) -> None:
     costs = sorted(map(findings.newest_token_cost, (real, builtin)))
     title = f"Not seeing the newest token costs {costs[0]:.1f} to {costs[1]:.1f} nats per token"
     ax = slide(title, note="one seed each", ylabel="validation loss (nats per token)")
-    rows = pd.concat([real.assign(text="TinyStories"), builtin.assign(text="built-in stories")])
-    rows = rows.replace({"model": {"window to t": "reads t-2 … t", "window to t-1": "reads t-3 … t-1"}})
-    rows["text"] += rows["steps"].map("\n({:,g} steps of training)".format)
+    rows = pd.concat([real, builtin]).replace(
+        {"stories": {"tinystories": "TinyStories", "builtin": "built-in stories"}}
+    )
+    rows = rows.replace({"model": {"window to t": "with the newest token", "window to t-1": "without it"}})
+    rows["text"] = rows["stories"] + rows["steps"].map("\n({:,g} steps of training)".format)
     draw_bars(ax, rows, "validation_loss", ["text", "model"], "{:.2f}")
 
 

@@ -74,7 +74,7 @@ def recordings() -> dict[str, Recording]:
     top_p = "3seqs by_hand coloured_story next_token nucleus_size quality"
     kgram = "dependency designs designs_summary first_scale floors floors_summary speed stories stories_summary"
     cost = "growth ladder latency parts processes rates shares texts threads"
-    real = {"STORIES": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
+    real = {"TEXT": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
 
     def names(prefix: str, endings: str) -> str:
         return " ".join(f"{prefix}_{ending}" for ending in endings.split())

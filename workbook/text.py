@@ -142,6 +142,11 @@ def separator_of(source: str | Path, separator: str | None = None) -> str | None
     return read_texts(Path(source, "train.txt") if Path(source).is_dir() else source, separator)[1]
 
 
+def text_name(source: str | Path) -> str:
+    """What records call a text: the name of its file or folder, or builtin, small or hub."""
+    return Path(source).name
+
+
 def opening(text: str, words: int = 3) -> str:
     """The first words of a text, to begin samples with."""
     found = re.match(rf"\s*\S+(?:\s+\S+){{0,{words - 1}}}", text)
