@@ -221,8 +221,8 @@ def test_level_wants_two_intervals_that_overlap():
 
 def test_behind_follows_the_better_side():
     table = table_of(a=[1.0, 1.1, 1.2], b=[9.0, 9.1, 9.2], wide=[0, 5, 10])
-    assert findings.behind(table) == ["b"] and findings.behind(table, higher=True) == ["a"]
-    assert findings.behind(table_of(a=[1], b=[9])) == []
+    assert findings.worse(table) == ["b"] and findings.worse(table, higher=True) == ["a"]
+    assert findings.worse(table_of(a=[1], b=[9])) == []
 
 
 def line(higher=False, **samples):
@@ -308,7 +308,7 @@ def changed(name, change):
         ("finding", "kgram_speed", lambda f: f.assign(step_s=f["step_s"] / 3), "the notes' rates"),
         ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
         ("designs", "kgram_stories_long_summary", lambda f: worse(f, "one-hot"), "the three are level"),
-        ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "is ahead of all three"),
+        ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "has a lower loss than all three"),
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
         ("stories", "stories_reuse_summary", lambda f: f.assign(validation_loss=[1, 2, 3] * 3), "embedding helps most"),

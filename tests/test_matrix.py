@@ -84,6 +84,7 @@ SMALL = {
     "01": {"EMBED_SIZE": 16, "HIDDEN_SIZE": 16},
     "02": {"SEEDS": 2, "STEPS": 5, "ROUNDS": 1, "EMBED_SIZE": 16, "HIDDEN_SIZE": 32},
     "03": {"STEPS": 40, "SAMPLES": 32, "GROUP": 8, "DRAWS": 100},
+    "05": {"ROUNDS": 1},
     "04": {"TRAIN": 300, "HELD_OUT": 60, "BUDGET": 1, "STEPS": 40},
 }
 CASES = [
@@ -114,6 +115,8 @@ CASES = [
     ("04", {"TEXT": "{german}"}),
     ("04", {"TEXT": "{lines}", "threads": 1}),
     ("04", {"TEXT": "small", "SEPARATOR": "lines"}),
+    ("05", {"TEXT": "{german}"}),
+    ("05", {"TEXT": "{lines}", "threads": 1}),
 ]
 
 

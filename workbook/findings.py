@@ -15,16 +15,24 @@ from workbook.records import NO_INTERVAL, ROOT, intervals, load_runs, summarise,
 
 Load = Callable[[str], pd.DataFrame]
 DESIGNS = ["one-hot", "embedding", "convolution"]
-TEXTS = {"3seqs.txt": "3seqs.txt", "stories": "TinyStories"}  # in the cost records: what a text is called
-KGRAM_K = {"3seqs.txt": 2, "stories": 3}  # in the cost records: tokens of context
+KGRAM_K = {"3seqs.txt": 2, "stories": 3}  # in the cost records: the two texts, and the tokens of context
+NAMES = {"tinystories": "TinyStories", "builtin": "built-in stories", "small": "small built-in stories"}  # of texts
 EXACT = ["loop", "one batch", "distinct contexts", "chunked head", "fused Adam", "memory reuse"]  # one result
 PARTS = ["context", "net", "head", "loss", "backward", "optimiser"]
-STANDINGS = ["ahead of all others", "level, none shown ahead", "behind another", "measured once, or not run"]
+STANDINGS = ["best", "no difference shown", "worse than another", "measured once, or not run"]
 
 
 def notes() -> pd.DataFrame:
     """What the notes report of the three designs (data/notes.csv), by model."""
     return pd.read_csv(ROOT / "data" / "notes.csv").set_index("model")
+
+
+def text_title(text: object, rows: pd.DataFrame) -> object:
+    """How a text of the cost records is called: "stories" by what its rows (column `stories`) were read from."""
+    if text != "stories" or "stories" not in rows:
+        return text
+    name = rows.loc[rows["text"] == text, "stories"].iloc[0]
+    return NAMES.get(name, name)
 
 
 def with_rate(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,6 +77,24 @@ def ladder_factors(ladder: pd.DataFrame, base: str) -> pd.DataFrame:
     """Targets/s of all exact steps ("memory reuse") over those of way `base`: by text and model, a column a round."""
     rate = with_rate(plain_ladder(ladder)).pivot(index=["text", "model", "round"], columns="way", values="rate")
     return (rate["memory reuse"] / rate[base]).unstack("round")
+
+
+def with_range(factors: pd.DataFrame) -> pd.Series:
+    """Median (lowest to highest) over the rounds, which are the columns, as text."""
+    spread = zip(factors.median(axis=1), factors.min(axis=1), factors.max(axis=1), strict=True)
+    return pd.Series([f"{middle:,.1f} ({low:,.1f} to {high:,.1f})" for middle, low, high in spread], factors.index)
+
+
+def gains_by_idea(ladder: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
+    """How often contexts repeat, and what each idea gains on the embedding step (medians): a row for each text."""
+    step = ladder[ladder["model"] == "embedding"].groupby(["text", "way"])["step_s"].median().unstack()
+    rows = {"targets / distinct contexts": targets_per_context(texts)}
+    stages = {"loop → one batch": ("loop", "one batch"), "→ distinct contexts": ("one batch", "distinct contexts")}
+    stages |= {"→ chunked head": ("distinct contexts", "chunked head"), "→ fused Adam": ("chunked head", "fused Adam")}
+    stages |= {"→ memory reuse": ("fused Adam", "memory reuse")}
+    rows |= {name: step[before] / step[after] for name, (before, after) in stages.items()}
+    every = ladder_factors(ladder, "loop").median(axis=1).xs("embedding", level="model")
+    return pd.DataFrame(rows | {"all exact steps": every})
 
 
 def targets_per_context(texts: pd.DataFrame) -> pd.Series:
@@ -173,7 +199,7 @@ def level(table: pd.DataFrame) -> bool:
     return bool(has_all and table["low"].max() <= table["high"].min())
 
 
-def behind(table: pd.DataFrame, higher: bool = False) -> list[str]:
+def worse(table: pd.DataFrame, higher: bool = False) -> list[str]:
     """The names whose interval lies entirely on the worse side of another's; `higher`: whether higher is better."""
     low, high = (-table["high"], -table["low"]) if higher else (table["low"], table["high"])
     return [name for name in table.index if (high.drop(name) < low[name]).any()]
@@ -188,8 +214,8 @@ def join(names: Sequence[str]) -> str:
 def comparison(table: pd.DataFrame, what: str, *, higher: bool = False, unit: str = "{:.2f}") -> str:
     """What a table from `intervals` shows of its rows, in one sentence that names no winner it does not have.
 
-    `what` is the quantity, of which more is better where `higher` is true. Rows that are not `behind` another are shown
-    no different from each other. Without an interval the means alone are given.
+    `what` is the quantity, of which more is better where `higher` is true. Rows that are not `worse` than another are
+    shown no different from each other. Without an interval the means alone are given.
     """
     order = table.sort_values("mean", ascending=not higher)
     means = ", ".join(f"{name} {unit.format(mean)}" for name, mean in order["mean"].items())
@@ -197,15 +223,15 @@ def comparison(table: pd.DataFrame, what: str, *, higher: bool = False, unit: st
         return f"{what}: {means}"
     if table[["low", "high"]].isna().any(axis=None):
         return f"{what}: {means} ({NO_INTERVAL})"
-    worse = [name for name in order.index if name in behind(table, higher)]
-    best = [name for name in order.index if name not in worse]
-    if not worse:
+    lost = set(worse(table, higher))
+    last, best = ([name for name in order.index if (name in lost) is side] for side in (True, False))
+    if not last:
         return f"no difference in {what} is shown between {join(best)}"
     if len(best) == 1:
         return f"{best[0]} has the {'highest' if higher else 'lowest'} {what} ({means})"
     first = table.loc[best, "low"].idxmax() if higher else table.loc[best, "high"].idxmin()
-    verb = f"{'have' if len(worse) > 1 else 'has'} a {'lower' if higher else 'higher'} {what}"
-    return f"{join(worse)} {verb} than {first}; no difference between {join(best)} is shown"
+    verb = f"{'have' if len(last) > 1 else 'has'} a {'lower' if higher else 'higher'} {what}"
+    return f"{join(last)} {verb} than {first}; no difference between {join(best)} is shown"
 
 
 # ---------------------------------------------------------------- sentences, each as its data has it
@@ -295,7 +321,7 @@ def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Seq
     rule, standing, measured = "one measurement", dict.fromkeys(designs, STANDINGS[3]), table.dropna(subset="mean")
     if len(measured) > 1 and measured["n"].min() > 1:
         rule = verdict(measured, higher_is_better=higher)
-        standing |= dict.fromkeys(measured.index, STANDINGS[1]) | dict.fromkeys(behind(measured, higher), STANDINGS[2])
+        standing |= dict.fromkeys(measured.index, STANDINGS[1]) | dict.fromkeys(worse(measured, higher), STANDINGS[2])
         standing |= {rule: STANDINGS[0]} if rule in standing else {}
     table = table.assign(criterion=criterion, higher=higher, rule=rule, standing=pd.Series(standing))
     columns = ["criterion", "higher", "rule", "model", "standing", "n", "mean", "low", "high"]
@@ -303,7 +329,7 @@ def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Seq
 
 
 def evidence(load: Load = load_runs) -> pd.DataFrame:
-    """Every record that compares the designs, each line judged by one rule: ahead only with the intervals apart."""
+    """Every record that compares the designs, each line judged by one rule: best only with the intervals apart."""
     trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
     ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
     rescaled = summarise(load("kgram_first_scale")).replace({"model": " rescaled$"}, "", regex=True)
@@ -317,7 +343,8 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
         ("most above a floor (nats / 1000)", most, "nats"),
         ("targets/s, trained in turn, 3seqs.txt", trained, "tokens_per_s"),
     ]
-    for text, name in TEXTS.items():
+    for text in KGRAM_K:
+        name = text_title(text, ladder)
         for way in ("loop", "one batch", "memory reuse"):
             rows = ladder[(ladder["text"] == text) & (ladder["way"] == way)]
             lines.append((f"targets/s, {way.replace('memory reuse', 'all exact steps')}, {name}", rows, "rate"))
@@ -353,15 +380,15 @@ def finding(load: Load = load_runs) -> dict:
 
 
 def designs(load: Load = load_runs) -> dict:
-    """Loss, rates and sizes of the three designs, and on which text which is behind."""
+    """Loss, rates and sizes of the three designs, and on which text which is worse."""
     trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
     loss, equal = intervals(trained, "mean_loss"), intervals(summarise(load("kgram_first_scale")), "mean_loss")
     short, long = intervals(stories, "validation_loss"), intervals(longer, "validation_loss")
     require("embedding and convolution are level", level(loss.drop("one-hot")))
-    require("one-hot is behind both", loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max())
-    require("an equal initialisation is ahead of all three", equal["high"].max() < loss["low"].min())
+    require("one-hot has a higher loss than both", loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max())
+    require("an equal initialisation has a lower loss than all three", equal["high"].max() < loss["low"].min())
     require("after an equal initialisation both are level", level(equal))
-    require("embedding is ahead on stories", verdict(short, higher_is_better=False) == "embedding")
+    require("embedding has the lowest loss on stories", verdict(short, higher_is_better=False) == "embedding")
     require("after longer training on stories the three are level", level(long))
     rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
     values = {"loss": loss, "equal": equal, "short": short, "long": long, "rate": rate.median().unstack()}

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from workbook import findings, plots
-from workbook.findings import TEXTS, Load
+from workbook.findings import Load
 from workbook.plots import COLOURS, X_LABELS, line_style, model_styles, plot_loss_curves, plot_throughput, slide
 from workbook.readme import fill_template
 from workbook.records import intervals, load_runs, summarise
@@ -113,7 +113,7 @@ def panels(
     axes = np.atleast_1d(slide(title, 1, len(groups), **{"sharey": True} | options))
     axes[0].set_ylabel(y)
     for ax, (value, rows) in zip(axes, groups, strict=True):
-        ax.set(title=TEXTS.get(value, value), xlabel=x)
+        ax.set(title=findings.text_title(value, rows), xlabel=x)
         yield ax, value, rows
 
 
@@ -539,9 +539,10 @@ def stories_window(real: pd.DataFrame, builtin: pd.DataFrame) -> None:
 def cost_ladder(ladder: pd.DataFrame) -> None:
     """Targets per second of one training step in each way, on two texts."""
     gain = findings.ladder_factors(ladder, "loop").median(axis=1).xs("embedding", level="model")
-    title = "The same mathematics {:.0f} times as fast, {:.0f} times on real stories (embedding)"
+    title = f"The same mathematics {gain['3seqs.txt']:.0f} times as fast, {gain['stories']:.0f} times on "
+    title += f"{findings.text_title('stories', ladder)} (embedding)"
     ladder, styles = findings.with_rate(ladder[ladder["way"].isin(LADDER)]), model_styles(ladder["model"])
-    for ax, _, rows in panels(title.format(*gain[list(TEXTS)]), ladder, "text", y="targets/s"):
+    for ax, _, rows in panels(title, ladder, "text", y="targets/s"):
         for model, some in rows.groupby("model", sort=False):
             plot_spread(ax, some["rate"], some["way"].map(LADDER.index), model, styles[model] | {"markersize": 8})
         ax.axvspan(6.5, len(LADDER) - 0.5, color="0.93", zorder=0)
@@ -555,9 +556,8 @@ def cost_ladder(ladder: pd.DataFrame) -> None:
 def cost_shares(shares: pd.DataFrame) -> None:
     """Distinct contexts as a share of the targets, against k and against the batch's size."""
     new = findings.new_context_share(shares)
-    low, high = new.drop("3seqs.txt").agg(["min", "max"])
-    title = "In 32 stories {:.0%} to {:.0%} of the contexts are new at k = 3; in 3seqs.txt {:.0%}"
-    axes = slide(title.format(low, high, new["3seqs.txt"]), 1, 2, sharey=True)
+    each = [f"{share:.0%} in {text}" for text, share in new.items()]
+    axes = slide(f"Distinct contexts in a batch of 32 at k = 3: {findings.join(each)}", 1, 2, sharey=True)
     for ax, x, fixed in zip(axes, ("kgram_k", "batch_size"), ("batch_size == 32", "kgram_k == 3"), strict=True):
         for number, (text, rows) in enumerate(shares.query(fixed).groupby("text", sort=False)):
             share = rows.groupby(x)["share"].first()
@@ -570,74 +570,77 @@ def cost_shares(shares: pd.DataFrame) -> None:
 
 @figure_of("cost_parts")
 def cost_parts(parts: pd.DataFrame) -> None:
-    """Where the time of a step goes in each way, on two texts."""
-    title = "With all exact steps head and backward take {:.0%} of the time, {:.0%} on stories (embedding)"
-    title = title.format(*findings.head_and_backward_share(parts)[list(TEXTS)])
+    """Where the time of a step goes in four of the ways, on two texts."""
+    title = "With all exact steps head and backward take {:.0%} of the time, on {} {:.0%} (embedding)"
+    share = findings.head_and_backward_share(parts)
+    title = title.format(share["3seqs.txt"], findings.text_title("stories", parts), share["stories"])
     styles = [(COLOURS[6], ""), (COLOURS[0], "//"), (COLOURS[4], ".."), (COLOURS[1], ""), (COLOURS[2], "xx")]
     parts = parts[parts["model"] == "embedding"].assign(net=parts["net"] + parts["context"])
-    for ax, _, rows in panels(title, parts, "text", x="% of the step; times: one profile"):
-        rows = rows.set_index("way")[findings.PARTS[1:]].reindex(LADDER).dropna()
+    shown = {"loop": "loop", "one batch": "one batch", "distinct contexts": "distinct\ncontexts"}
+    shown |= {"memory reuse": "all exact\nsteps"}
+    for ax, _, rows in panels(title, parts, "text", x="% of the step"):
+        rows = rows.set_index("way")[findings.PARTS[1:]].reindex(list(shown)).dropna().rename(shown)
         total = rows.sum(axis=1)
-        labels = [f"{seconds:,.1f} s" if seconds > 1 else f"{1e3 * seconds:,.1f} ms" for seconds in total]
+        labels = [f"{seconds:,.0f} s" if seconds > 10 else f"{1e3 * seconds:,.0f} ms" for seconds in total]
         draw_stack(ax, 100 * rows.div(total, axis=0), styles, labels)
-        ax.set(xlim=(0, 132), xticks=range(0, 101, 25))
+        ax.set(xlim=(0, 138), xticks=range(0, 101, 25))
     plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
 
 
 @figure_of("cost_ladder", "cost_texts", "cost_rates")
 def cost_roof(ladder: pd.DataFrame, texts: pd.DataFrame, rates: pd.DataFrame) -> None:
-    """Operations per second of each exact way against operations per byte, and the machine's limit."""
-    roof = findings.roof(ladder, texts, rates).set_index("way")
-    share = roof.loc[roof["text"] == "3seqs.txt", "share_of_limit"]
+    """The time of each exact way beside what its step must cost at the machine's best rates."""
+    roof = findings.roof(ladder, texts, rates)
+    share = roof[roof["text"] == "3seqs.txt"].set_index("way")["share_of_limit"]
     title = "The loop reaches {:.0%} of the machine's limit, all exact steps together {:.0%}"
-    note = "embedding design, 3seqs.txt; limit of a step: the sum of its parts' limits"
-    ax = slide(title.format(share["loop"], share["memory reuse"]), note=note)
-    spots = {"loop": (14, -6), "one batch": (-16, -6), "distinct contexts": (14, -16), "chunked head": (-16, -6)}
-    spots |= {"fused Adam": (-16, -6), "memory reuse": (16, 4)}  # where the names beside the points go
-    best, intensity = rates.iloc[0], np.geomspace(0.05, 2000, 200)
-    limit = np.minimum(best["float32"], best["memory"] * intensity) / 1e9
-    ax.plot(intensity, limit, color="black", label="the machine's limit")
-    for number, (text, rows) in enumerate(roof.groupby("text", sort=False)):
-        x, y = rows["flop_per_byte"], rows["gflop_per_s"]
-        ax.plot(x, y, label=TEXTS[text], **line_style(number) | {"linestyle": "", "markersize": 11})
-        for way in spots if number == 0 else ["memory reuse"]:
-            side = "left" if spots[way][0] > 0 else "right"
-            ax.annotate(way, (x[way], y[way]), spots[way], textcoords="offset points", ha=side, fontsize=17)
-    log_axes(ax, x=[0.1, 1, 10, 100, 1000], y=[1, 10, 100])
-    ax.set(ylabel="GFLOP/s", ylim=(1, 400), xlabel="operations per byte that must be moved (FLOP/byte)")
-    ax.legend(loc="lower right")
+    roof = roof.merge(texts[["text", "stories"]], on="text")
+    order = findings.EXACT[::-1]
+    note = "embedding design; limit: the sum of the limits of a step's parts; %: limit / measured"
+    for ax, _, rows in panels(title.format(share["loop"], share["memory reuse"]), roof, "text", note=note):
+        y = rows["way"].map(order.index)
+        ax.hlines(y, rows["limit_ms"], rows["ms"], color="0.6", linewidth=6)
+        ax.plot(rows["limit_ms"], y, "|", color="black", markersize=26, markeredgewidth=4, label="limit")
+        ax.plot(rows["ms"], y, "o", color=COLOURS[1], markersize=13, label="measured")
+        for at, where, reached in zip(y, rows["ms"], rows["share_of_limit"], strict=True):
+            ax.annotate(f"{reached:.0%}", (where, at), (14, 0), textcoords="offset points", va="center", weight="bold")
+        log_axes(ax, x=[10, 100, 1000, 10_000, 100_000])
+        ax.set(yticks=range(len(order)), ylim=(-0.6, len(order) - 0.4), xlabel="ms a step", xlim=(10, 700_000))
+        ax.set_yticklabels(["all exact steps" if way == "memory reuse" else way for way in order])
+    plt.gcf().axes[0].legend(loc="lower right")
+
+
+def draw_growth(growth: pd.DataFrame, title: str, label: str, values: str, axes: Sequence[str]) -> None:
+    """A column of the growth records against some of the sizes: medians, bands from lowest to highest."""
+    styles = model_styles(growth["model"])
+    for ax, _, rows in panels(title, growth[growth["axis"].isin(axes)], "axis", y=label):
+        for model, some in rows.groupby("model", sort=False):
+            by_value = some.dropna(subset=values).groupby("value")[values]
+            low, middle, high = (by_value.quantile(share) for share in (0, 0.5, 1))
+            ax.plot(middle, **styles[model] | {"label": model})
+            ax.fill_between(middle.index, low, high, color=styles[model]["color"], alpha=0.2, linewidth=0)
+        sizes = sorted(rows["value"].unique())
+        powers = [10**power for power in range(6) if growth[values].min() / 2 < 10**power < growth[values].max() * 2]
+        log_axes(ax, x=[sizes[0], sizes[len(sizes) // 2], sizes[-1]], y=powers)
+    plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 @figure_of("cost_growth")
 def cost_growth(growth: pd.DataFrame) -> None:
-    """Time and peak memory of a training step when one size grows."""
+    """Time of a training step when one size grows."""
     slopes = findings.growth_slopes(growth).groupby("axis", sort=False).median()
     powers = ", ".join(f"{axis}^{slope:.1f}" for axis, slope in slopes.items())
-    axes = slide(
-        f"The time of a step grows as {powers} (medians)",
-        2,
-        growth["axis"].nunique(),
-        sharex="col",
-        sharey="row",
-    )
-    styles = model_styles(growth["model"])
-    for (time, memory), (axis, rows) in zip(axes.T, growth.groupby("axis", sort=False), strict=True):
-        for model, style in styles.items():
-            by_value = rows[rows["model"] == model].groupby("value")
-            style = style | {"markersize": 6, "linewidth": 2, "label": model}
-            low, middle, high = (1e3 * by_value["step_s"].quantile(share) for share in (0, 0.5, 1))
-            time.plot(middle, **style)
-            time.fill_between(middle.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
-            memory.plot(by_value["peak_mb"].max(), **style)
-        values = sorted(rows["value"].unique())
-        log_axes(time, x=[values[0], values[len(values) // 2], values[-1]], y=[10, 100, 1000])
-        log_axes(memory, y=[10, 100])
-        memory.set_xlabel(axis)
-    for ax in axes.flat:
-        ax.tick_params(labelsize=17)
-    axes[0, 0].set_ylabel("step (ms)")
-    axes[1, 0].set_ylabel("peak (MB)")
-    plt.figlegend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    ms = growth.assign(ms=1e3 * growth["step_s"])
+    draw_growth(ms, f"The time of a step grows as {powers} (medians)", "ms a step", "ms", ["V", "N", "H"])
+
+
+@figure_of("cost_growth")
+def cost_memory(growth: pd.DataFrame) -> None:
+    """Peak memory of a training step when one size grows."""
+    largest = growth[(growth["axis"] == "k") & growth["peak_mb"].notna()]
+    k = largest["value"].max()
+    peak = largest[largest["value"] == k].groupby("model", sort=False)["peak_mb"].max().sort_values(ascending=False)
+    each = ", ".join(f"{name} {mb:.0f}" for name, mb in peak.items())
+    draw_growth(growth, f"Peak MB of a step at k = {k}: {each}", "peak (MB)", "peak_mb", ["k", "V", "N"])
 
 
 @figure_of("cost_latency")
@@ -662,22 +665,31 @@ EVIDENCE += ["kgram_floors_summary", "cost_ladder", "cost_parts", "cost_growth",
 
 @figure_of(*EVIDENCE, prepare=findings.evidence)
 def interview_decision(evidence: pd.DataFrame) -> None:
-    """What compares the designs (rows of `findings.evidence`), and how the rule sees each."""
-    ax = slide(findings.decision_sentence(evidence))
-    looks = [(COLOURS[0], "-", "white"), ("0.82", "-", "black"), ("white", "-", "black"), ("none", ":", "0.35")]
-    standings = dict(zip(findings.STANDINGS, looks, strict=True))  # fill, edge and ink of each
-    left_out = r"in turn|loop, TinyStories|(?:one batch|exact steps|a step), 3seqs|k = |with V"  # criteria like others
-    table = evidence[~evidence["criterion"].str.contains(left_out)].set_index(["criterion", "model"])
-    criteria, models = (table.index.unique(level) for level in table.index.names)
-    for (criterion, model), mean, standing in table[["mean", "standing"]].itertuples():
-        x, y, (fill, edge, ink) = models.get_loc(model), criteria.get_loc(criterion), standings[standing]
-        ax.add_patch(plt.Rectangle((x, y - 0.43), 0.96, 0.86, fc=fill, ec="0.3", ls=edge))
-        value = "not run" if math.isnan(mean) else f"{mean:,.2f}" if mean < 100 else f"{mean:,.0f}"
-        ax.text(x + 0.48, y, value, ha="center", va="center", color=ink, weight="bold", fontsize=18)
-    ax.set_xticks(np.arange(len(models)) + 0.48, models, weight="bold")
+    """What compares the designs (rows of `findings.evidence`), each value against the best mean of its line."""
+    left_out = (
+        r"in turn|loop, |one batch|exact steps, 3seqs|a step, 3seqs|k = |power|above a floor"  # lines like others
+    )
+    table = evidence[~evidence["criterion"].str.contains(left_out)].dropna(subset="mean")
+    note = "each line: times its best mean; less is better; bars: 95 % intervals, hollow: one measurement"
+    ax = slide(findings.decision_sentence(evidence), note=note)
+    criteria, styles = table["criterion"].unique(), model_styles(table["model"])
+    for number, criterion in enumerate(criteria):
+        rows = table[table["criterion"] == criterion].set_index("model")[["mean", "low", "high", "higher"]]
+        rows[["mean", "low", "high"]] = rows[["mean", "low", "high"]] ** np.where(rows["higher"].iloc[0], -1.0, 1.0)
+        rows[["mean", "low", "high"]] /= rows["mean"].min()
+        for place, (model, style) in enumerate(styles.items()):
+            if model in rows.index:
+                mean, low, high = rows.loc[model, ["mean", "low", "high"]].astype(float)
+                y, alone = number + 0.22 * (place - (len(styles) - 1) / 2), math.isnan(low)
+                style = style | {
+                    "linestyle": "",
+                    "markersize": 11,
+                    "markerfacecolor": "white" if alone else style["color"],
+                }
+                ax.hlines(y, *sorted([low, high]), color=style["color"], linewidth=3)
+                ax.plot(mean, y, **style, label=model if number == 0 else None)
+        ax.axhspan(number - 0.5, number + 0.5, color="0.95" if number % 2 else "white", zorder=0)
+    log_axes(ax, x=[1, 1.5, 2, 3, 4, 5])
     ax.set_yticks(range(len(criteria)), criteria, fontsize=18)
-    ax.tick_params(length=0, labeltop=True, labelbottom=False)
-    ax.set(xlim=(0, len(models)), ylim=(len(criteria) - 0.5, -0.5))
-    ax.spines[:].set_visible(False)
-    boxes = [plt.Rectangle((0, 0), 1, 1, fc=fill, ec="0.3", ls=edge) for fill, edge, _ in looks]
-    plt.figlegend(boxes, standings, loc="outside lower center", ncols=4, fontsize=16, columnspacing=1)
+    ax.set(ylim=(len(criteria) - 0.5, -0.5), xlim=(0.9, 6))
+    ax.legend(loc="lower right")
