@@ -279,9 +279,9 @@ def test_the_evidence_takes_a_further_design():
         return pd.concat([rows, rows.assign(model="mine")]) if name == "kgram_designs_summary" else rows
 
     evidence = findings.evidence(load).set_index(["criterion", "model"])["standing"]
-    assert evidence["loss on built-in stories, 120 steps", "mine"] == findings.STANDINGS[0]
-    assert evidence["loss on built-in stories, 120 steps", "embedding"] == findings.STANDINGS[2]
-    assert evidence["the same, 1,200 steps", "mine"] == findings.STANDINGS[3]
+    assert evidence["loss on small stories, 120 steps", "mine"] == findings.STANDINGS[0]
+    assert evidence["loss on small stories, 120 steps", "embedding"] == findings.STANDINGS[2]
+    assert evidence["loss on small stories, 1,200 steps", "mine"] == findings.STANDINGS[3]
 
 
 # ---------------------------------------------------------------- the blocks of the README

@@ -4,6 +4,9 @@ Tier `matrix`: `python -m pytest -m matrix tests/test_matrix.py`.
 """
 
 import re
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -117,6 +120,8 @@ CASES = [
     ("04", {"TEXT": "small", "SEPARATOR": "lines"}),
     ("05", {"TEXT": "{german}"}),
     ("05", {"TEXT": "{lines}", "threads": 1}),
+    ("06", {"SEED": 1}),
+    ("06", {"OWN": True, "threads": 1}),
 ]
 
 
@@ -143,3 +148,27 @@ def test_a_fourth_design_is_in_every_table_and_record(run, workbook_out, changed
         assert all("mine" in table for table in listed) or "COMPLETE" in cell.source, cell.source
     for figure in ("kgram_loss_curves", "kgram_throughput", "kgram_parameters", "kgram_speed", "kgram_floors"):
         assert "mine" in (workbook_out / "figures" / f"{figure}.svg").read_text(encoding="utf-8"), figure
+    decided = "\n".join(outputs(run("06", {"OWN": True})))
+    assert re.search(r"^mine: another is better in \d+ of \d+", decided, re.M)
+    assert "mine" in (workbook_out / "figures" / "interview_decision.svg").read_text(encoding="utf-8")
+    if changed.get("SEEDS") == 1:
+        assert "embedding: 9" in decided and NO_INTERVAL in decided
+
+
+def test_a_fourth_design_of_notebook_2_is_timed_in_notebook_5(tmp_path, workbook_out):
+    copy = tmp_path / "workbook"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "out", ".*cache", "__pycache__", "tests"))
+    path = copy / "notebooks" / "02_kgram_architectures.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    next(cell for cell in notebook.cells if "DESIGNS = {" in cell.source).source += MINE
+    nbformat.write(notebook, path)
+    line = (
+        "import nbformat; from workbook.notebooks import FOLDER, execute; path = FOLDER / '05_cost_of_a_token.ipynb'; "
+    )
+    line += "nbformat.write(execute(path, {'ROUNDS': 1})[0], path)"
+    subprocess.run([sys.executable, "-c", line], cwd=copy, check=True)
+    done = nbformat.read(copy / "notebooks" / "05_cost_of_a_token.ipynb", as_version=4)
+    text = "\n".join(outputs(done))
+    assert len(re.findall(r"^(?:\S+ +)?mine\b", text, re.M)) >= 3  # the ladder, the growth against V, a new token
+    for name in ("cost_ladder", "cost_growth", "cost_latency"):
+        assert "mine" in set(pd.read_csv(workbook_out / "runs" / f"{name}.csv")["model"]), name

@@ -6,6 +6,7 @@ the name of a run into its frame.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from workbook.records import NO_INTERVAL, ROOT, intervals, load_runs, summarise,
 Load = Callable[[str], pd.DataFrame]
 DESIGNS = ["one-hot", "embedding", "convolution"]
 KGRAM_K = {"3seqs.txt": 2, "stories": 3}  # in the cost records: the two texts, and the tokens of context
-NAMES = {"tinystories": "TinyStories", "builtin": "built-in stories", "small": "small built-in stories"}  # of texts
+NAMES = {"tinystories": "TinyStories", "builtin": "built-in stories", "small": "small stories"}  # of texts
 EXACT = ["loop", "one batch", "distinct contexts", "chunked head", "fused Adam", "memory reuse"]  # one result
 PARTS = ["context", "net", "head", "loss", "backward", "optimiser"]
 STANDINGS = ["best", "no difference shown", "worse than another", "measured once, or not run"]
@@ -234,6 +235,46 @@ def comparison(table: pd.DataFrame, what: str, *, higher: bool = False, unit: st
     return f"{join(last)} {verb} than {first}; no difference between {join(best)} is shown"
 
 
+# ---------------------------------------------------------------- numbers as text
+
+
+def spread(values: pd.Series, digits: int = 2) -> str:
+    """The median with the lowest and the highest, as text."""
+    low, middle, high = (f"{value:,.{digits}f}" for value in values.quantile([0, 0.5, 1]))
+    return f"{middle} (lowest to highest {low} to {high}, n = {len(values)})"
+
+
+def interval(row: pd.Series, digits: int = 2) -> str:
+    """A row of `intervals` as text: the mean and its 95 % interval, where it has one."""
+    between = f"{row['low']:.{digits}f} to {row['high']:.{digits}f}, n = {row['n']:.0f}"
+    return f"{row['mean']:.{digits}f} ({NO_INTERVAL if math.isnan(row['low']) else between})"
+
+
+def evidence_cell(row: pd.Series) -> str:
+    """A row of `evidence`, or of `intervals`, as short text."""
+    if math.isnan(row["mean"]):
+        return "not run"
+    mean, low, high = (f"{row[c]:,.2f}" if row[c] < 100 else f"{row[c]:,.0f}" for c in ("mean", "low", "high"))
+    return mean + (f" ({low} to {high})" if row["high"] > row["low"] else "")
+
+
+def evidence_table(evidence: pd.DataFrame, reuse: pd.DataFrame) -> pd.DataFrame:
+    """`evidence` with a row a line and a column a design; below, k-grams that start from another model's table."""
+    cells = evidence.assign(cell=evidence.apply(evidence_cell, axis=1))
+    wide = cells.pivot(index="criterion", columns="model", values="cell")[list(evidence["model"].unique())]
+    each = evidence.groupby("criterion").agg(n=("n", "max"), verdict=("rule", "first")).astype({"n": int})
+    table = wide.join(each).loc[evidence["criterion"].unique()]
+    starts = intervals(reuse, "validation_loss")
+    for start, label in {"fresh": "its own table", "from_lstm": "the LSTM's table"}.items():
+        line = pd.Series(
+            {"embedding": evidence_cell(starts.loc[start]), "n": starts["n"][start], "verdict": "not compared"}
+        )
+        table.loc[f"loss after 20 s, {label}"] = line.reindex(table.columns).fillna("not run")
+    if "one-hot" in table:
+        table.loc[table.index[-1], "one-hot"] = "cannot"
+    return table.rename_axis(index="criterion", columns=None)
+
+
 # ---------------------------------------------------------------- sentences, each as its data has it
 
 
@@ -305,7 +346,7 @@ def counts_by_k(summary: pd.DataFrame) -> str:
 
 def decision_sentence(table: pd.DataFrame) -> str:
     """Which designs have a loss whose interval lies above another's (rows of `evidence`), and which have none."""
-    losses = table[table["criterion"].str.startswith(("loss", "the same"))]
+    losses = table[table["criterion"].str.startswith("loss on")]
     if (losses["standing"] == STANDINGS[3]).all():
         return f"The designs measured, with one seed each: {NO_INTERVAL}"
     dropped = losses.loc[losses["standing"] == STANDINGS[2], "model"].unique()
@@ -335,13 +376,16 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
     rescaled = summarise(load("kgram_first_scale")).replace({"model": " rescaled$"}, "", regex=True)
     floors, ladder = load("kgram_floors_summary"), with_rate(plain_ladder(ladder))
     most = floors.assign(nats=1e3 * above_floor(floors)).groupby("model", as_index=False)["nats"].max()
+    text, told, told_longer = (
+        NAMES.get(rows["text"].iloc[0], rows["text"].iloc[0]) for rows in (trained, stories, longer)
+    )
     lines = [
-        (f"loss on 3seqs.txt, {trained['steps'].iloc[0]} steps", trained, "mean_loss"),
-        ("the same, equal initialisation", rescaled, "mean_loss"),
-        (f"loss on built-in stories, {stories['steps'].iloc[0]} steps", stories, "validation_loss"),
-        (f"the same, {longer['steps'].iloc[0]:,} steps", longer, "validation_loss"),
-        ("most above a floor (nats / 1000)", most, "nats"),
-        ("targets/s, trained in turn, 3seqs.txt", trained, "tokens_per_s"),
+        (f"loss on {text}, {trained['steps'].iloc[0]} steps", trained, "mean_loss"),
+        (f"loss on {text}, equal initialisation", rescaled, "mean_loss"),
+        (f"loss on {told}, {stories['steps'].iloc[0]} steps", stories, "validation_loss"),
+        (f"loss on {told_longer}, {longer['steps'].iloc[0]:,} steps", longer, "validation_loss"),
+        ("most above the lowest loss (nats / 1000)", most, "nats"),
+        (f"targets/s, trained in turn, {text}", trained, "tokens_per_s"),
     ]
     for text in KGRAM_K:
         name = text_title(text, ladder)

@@ -80,6 +80,11 @@ def load_runs(name: str, *, own: bool = False) -> pd.DataFrame:
     return read_rows(path)
 
 
+def load_own_runs(name: str) -> pd.DataFrame:
+    """The reader's own run of that name where there is one, else the recorded one."""
+    return load_runs(name, own=run_file(output_folder("runs"), name).exists())
+
+
 # ---------------------------------------------------------------- rows and verdicts
 
 
