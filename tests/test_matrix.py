@@ -152,7 +152,7 @@ def test_a_fourth_design_is_in_every_table_and_record(run, workbook_out, changed
     assert re.search(r"^mine: another is better in \d+ of \d+", decided, re.M)
     assert "mine" in (workbook_out / "figures" / "interview_decision.svg").read_text(encoding="utf-8")
     if changed.get("SEEDS") == 1:
-        assert "embedding: 9" in decided and NO_INTERVAL in decided
+        assert NO_INTERVAL in decided
 
 
 def test_a_fourth_design_of_notebook_2_is_timed_in_notebook_5(tmp_path, workbook_out):
@@ -169,6 +169,6 @@ def test_a_fourth_design_of_notebook_2_is_timed_in_notebook_5(tmp_path, workbook
     subprocess.run([sys.executable, "-c", line], cwd=copy, check=True)
     done = nbformat.read(copy / "notebooks" / "05_cost_of_a_token.ipynb", as_version=4)
     text = "\n".join(outputs(done))
-    assert len(re.findall(r"^(?:\S+ +)?mine\b", text, re.M)) >= 3  # the ladder, the growth against V, a new token
+    assert len(re.findall(r"\bmine\b", text)) >= 3  # the ladder, the growth against V, a new token
     for name in ("cost_ladder", "cost_growth", "cost_latency"):
         assert "mine" in set(pd.read_csv(workbook_out / "runs" / f"{name}.csv")["model"]), name
