@@ -356,6 +356,36 @@ def decision_sentence(table: pd.DataFrame) -> str:
     return f"A loss shown to be higher than another design's: {join(dropped)}; none such: {join(kept)}"
 
 
+def conclusion(table: pd.DataFrame) -> str:
+    """What the rule leaves of the designs, as a slide in Markdown (rows of `evidence`)."""
+    lines = [f"{decision_sentence(table)}."]
+    losses = table[table["criterion"].str.startswith("loss on")].drop_duplicates("criterion")
+    lines += [
+        f"{criterion[0].upper()}{criterion[1:]}: {rule}."
+        for criterion, rule in losses[["criterion", "rule"]].to_numpy()
+    ]
+    lost = table[table["standing"] == STANDINGS[2]].groupby("model")["criterion"].nunique()
+    each = [f"{name} in {lost.get(name, 0)}" for name in table["model"].unique()]
+    lines.append(f"Of {table['criterion'].nunique()} measurements another design is better than {join(each)}.")
+    return "## Conclusion\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def limits(load: Load = load_runs) -> str:
+    """What the comparison of the designs rests on, as a slide in Markdown."""
+    trained, stories = load("kgram_designs_summary"), load("kgram_stories_summary")
+    lines = ["3seqs.txt has three distinct lines: it ranks nothing that reads further than them."]
+    for rows in (trained, stories):
+        row, text = rows.iloc[0], NAMES.get(rows["text"].iloc[0], rows["text"].iloc[0])
+        setting = f"k = {row['kgram_k']}, hidden {row['hidden_size']}, Adam at {row['learning_rate']:g}"
+        lines.append(
+            f"{text}: {rows['seed'].nunique()} seeds, {row['steps']} steps, {setting}, V = {row['vocab_size']:,}."
+        )
+    processor, threads = trained[["processor", "threads"]].iloc[0]
+    lines.append(f"One machine: {processor}, {threads} threads.")
+    lines.append("No difference means that none is shown: more seeds may show one.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
 def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Sequence) -> pd.DataFrame:
     """One line of `evidence`, a row for each design. More is better of rates, less of all else; n = 1: no verdict."""
     higher, table = criterion.startswith("targets/s"), intervals(frame, column).reindex(designs)

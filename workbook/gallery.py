@@ -117,12 +117,16 @@ def panels(
         yield ax, value, rows
 
 
+def short_number(value: float, _: int = 0) -> str:
+    """A number at a tick: 0.5, 16, 16k for 16384."""
+    return mpl.ticker.EngFormatter(places=0, sep="")(value) if value >= 1000 else f"{value:g}"
+
+
 def log_axes(ax: Axes, **ticks: Sequence[float]) -> None:
     """Make an axis logarithmic with ticks at these values and no others: `log_axes(ax, x=[1, 10], y=[0.1, 1])`."""
-    short = mpl.ticker.EngFormatter(places=0, sep="")  # 16384 -> 16k
     for axis, values in ticks.items():
         ax.set(**{f"{axis}scale": "log", f"{axis}ticks": values})
-        ax.set(**{f"{axis}ticklabels": [short(value) if value >= 1000 else f"{value:g}" for value in values]})
+        ax.set(**{f"{axis}ticklabels": list(map(short_number, values))})
     ax.minorticks_off()
 
 
@@ -194,6 +198,39 @@ def kgram_dependency(moved: pd.DataFrame) -> None:
     ax.legend(loc="lower left")
 
 
+def stages(design: str, size: pd.Series) -> list[tuple[str, int]]:
+    """What a design does to k ids, step by step: words, and how many numbers come out for a context."""
+    k, E, H, V = size[["kgram_k", "embed_size", "hidden_size", "vocab_size"]].astype(int)
+    layers = f"{size['num_inner_mlp_layers']} inner layers"
+    known = {
+        "one-hot": [("one-hot rows", k * V), ("Linear, SiLU", H), (layers, H)],
+        "embedding": [("embed", k * E), ("Linear, SiLU", H), (layers, H)],
+        "convolution": [("embed", k * E), ("depthwise, SiLU", E), (f"Linear, {layers}", H)],
+    }
+    return [("ids", k), *known.get(design, [("its own way", H)]), ("head", V)]
+
+
+@figure_of("kgram_designs_summary")
+def kgram_architectures(summary: pd.DataFrame) -> None:
+    """Each design from k ids to V logits: a box a step, its height the logarithm of how many numbers come out."""
+    sizes = summary.drop_duplicates("model").set_index("model")
+    k, H = sizes[["kgram_k", "hidden_size"]].iloc[0]
+    ax = slide(f"{len(sizes)} ways from {k} tokens to {H} numbers; the head on top is the same")
+    for row, (design, size) in enumerate(sizes.iterrows()):
+        colour, steps, before = model_styles(sizes.index)[design]["color"], stages(str(design), size), 0
+        ax.text(-0.26, row - 0.3, f"{design}: {size['parameters'] / 1e6:.1f} M weights", weight="bold", color=colour)
+        for number, (words, width) in enumerate(steps):
+            x, height = number if number < len(steps) - 1 else 4, 0.16 + 0.07 * math.log10(width)
+            ax.add_patch(plt.Rectangle((x - 0.26, row - height / 2), 0.52, height, color=colour))
+            ax.text(x, row, f"{width:,}", ha="center", va="center", color="white", weight="bold")
+            ax.text(x, row + 0.3, words, ha="center", va="top", fontsize=18)
+            if number:
+                ax.annotate("", (x - 0.28, row), (before + 0.28, row), arrowprops={"arrowstyle": "->", "linewidth": 2})
+            before = x
+    ax.set(xlim=(-0.4, 4.4), ylim=(len(sizes) - 0.4, -0.6))
+    ax.axis("off")
+
+
 @figure_of("kgram_designs_summary")
 def kgram_parameters(summary: pd.DataFrame) -> None:
     """The weights of each design: table, body, head."""
@@ -212,7 +249,9 @@ def kgram_parameters(summary: pd.DataFrame) -> None:
 def kgram_speed(speed: pd.DataFrame) -> None:
     """Targets per second of each design, computed in three ways."""
     factor = findings.speed_factors(speed)["distinct contexts / loop"]
-    title = f"Same mathematics, {factor.min():.0f} to {factor.max():.0f} times the loop's tokens per second"
+    low, high = (float(f"{end:.1g}") for end in (factor.min(), factor.max()))  # the whiskers allow one digit
+    times = f"{low:,.0f}" + (f" to {high:,.0f}" if low < high else "")
+    title = f"Same mathematics, about {times} times the loop's tokens per second"
     note = f"medians of {speed['round'].nunique()} rounds, whiskers: lowest to highest"
     ax = slide(title, note=note, ylabel="tokens/s")
     rows = findings.with_rate(speed)
@@ -436,8 +475,8 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
             ax.axhline(levels[name], color="0.35", linewidth=1.5, linestyle=style, label=name)
         ax.margins(y=0.12)
         ax.set(xscale="log", ylabel="", xlabel=label)
-        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1,) if x == "tokens" else (1, 3)))
-        ax.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs={"tokens": (1,), "step": (1, 3)}.get(x, (1, 2, 3, 5))))
+        ax.xaxis.set_major_formatter(short_number)
         ax.minorticks_off()
     axes[0].set_ylabel("validation loss (nats per token)")
     plt.figlegend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=17)

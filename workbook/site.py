@@ -15,6 +15,7 @@ import itertools
 import mimetypes
 import posixpath
 import re
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -198,6 +199,19 @@ def render_page(book: dict, before: dict | None, after: dict | None) -> str:
     return HTMLExporter(template_name="workbook_page", **SEARCH).from_notebook_node(notebook, {"page": page})[0]
 
 
+def one_figure_a_slide(cells: list[nbformat.NotebookNode]) -> Iterator[list[nbformat.NotebookNode]]:
+    """The cells; one with several figures once for each of them, each time with the notes that follow it."""
+    for number, cell in enumerate(cells):
+        if tags(cell)[-1] != "figures" or len(cell.outputs) < 2:
+            yield [cell]
+            continue
+        rest = itertools.takewhile(lambda other: "notes" in tags(other), cells[number + 1 :])
+        notes = list(rest) if "slide" in tags(cell) else []
+        for output in cell.outputs[:-1]:
+            yield [nbformat.from_dict({**cell, "outputs": [output]}), *map(deepcopy, notes)]
+        yield [nbformat.from_dict({**cell, "outputs": cell.outputs[-1:]})]
+
+
 def slide_cells(book: dict) -> list[nbformat.NotebookNode]:
     """Copies of a notebook's tagged cells, ready for nbconvert: of a cell with a figure only the figure.
 
@@ -216,7 +230,7 @@ def slide_cells(book: dict) -> list[nbformat.NotebookNode]:
             raise ValueError(f"{where} has no output; run the notebook: {cell.source[:80]!r}")
         elif pictures := name_pictures(cell):
             cell.outputs, cell.metadata["tags"] = pictures, [*tags(cell), "figures"]
-    return [cell for cell, _ in tagged]
+    return list(itertools.chain.from_iterable(one_figure_a_slide([cell for cell, _ in tagged])))
 
 
 def render_slides(title: str, lead: str, books: list[dict]) -> str:
