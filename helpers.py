@@ -343,7 +343,7 @@ class TransformerModel(SequenceModel):
 
     @staticmethod
     def draw_weights(module: nn.Module) -> None:
-        """N(0, .02): with larger numbers a tied head's first loss is far above ln V."""
+        """N(0, 0.02²): with larger numbers a tied head's first loss is far above ln V."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -399,7 +399,7 @@ def check_gradient_flow(model: SequenceModel, tokens: Tensor) -> dict[str, float
 
 
 class ContextBatch(NamedTuple):
-    """Contexts (R, k), and (row, target) pairs that count for `share` of the loss; they stand for `tokens` targets."""
+    """Contexts (R, k), and (row, target) pairs that count for `share` of the loss; they make up `tokens` targets."""
 
     contexts: Tensor
     row: Tensor
@@ -413,7 +413,7 @@ class ContextBatch(NamedTuple):
 
 
 def count_targets(tokens: Tensor | ContextBatch, blank: int = VOCAB_SIZE) -> int:
-    """The number of real targets of a (T, B) batch, or that a `ContextBatch` stands for."""
+    """The number of real targets of a (T, B) batch, or that a `ContextBatch` counts for."""
     if isinstance(tokens, ContextBatch):
         return tokens.tokens
     return int((tokens[1:] != blank).sum())

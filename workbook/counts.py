@@ -107,7 +107,7 @@ def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
     """Discounts for counts of 1, 2, and 3 or more, from how many pairs occur once to four times.
 
     Y = n1 / (n1 + 2 n2); D_i = i - (i + 1) Y n_(i+1) / n_i; plain Kneser-Ney takes Y for all. Where a small
-    text gives an estimate outside (0, i), or none, Y is taken, and .5 where that is missing too.
+    text gives an estimate outside (0, i), or none, Y is taken, and 0.5 where that is missing too.
     """
     once, twice, thrice, four = (int((counts == number).sum()) for number in (1, 2, 3, 4))
     y = once / (once + 2 * twice) if once and twice else 0.5

@@ -282,7 +282,7 @@ def kgram_throughput(steps: pd.DataFrame) -> None:
 
 @figure_of("kgram_designs", "kgram_first_scale")
 def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> None:
-    """Training loss with the first weights as PyTorch draws them, and rescaled."""
+    """Training loss with the initialisation of PyTorch, and rescaled."""
     moved, apart = findings.initialisation_effect(steps, rescaled)
     title = f"Initialisation moves the mean loss by {moved:.1f} nats; where it is equal, designs differ by {apart:.1f}"
     plot_loss_curves(pd.concat([steps, rescaled]), title=title, levels=LN_V)
@@ -335,10 +335,10 @@ def top_p_3seqs(exact: pd.DataFrame) -> None:
     columns = (("Exact lines", "exact", "exact_"), ("Those that go on with ' 1'", "' 1'", ""))
     for ax, (heading, column, prefix) in zip(axes, columns, strict=True):
         for number, (temperature, rows) in enumerate(exact.groupby("temperature")):
-            x, share = rows["p"].where(rows["p"] > 0, 0.3) + 0.006 * (number - 1), rows[column]
+            x, share = rows["p"].where(rows["p"] > 0, 0.2) + 0.006 * (number - 1), rows[column]
             spread = np.clip([share - rows[f"{prefix}low"], rows[f"{prefix}high"] - share], 0, None)  # rounding
             ax.errorbar(x, share, spread, capsize=5, label=f"T = {temperature}", **line_style(number))
-        ax.set_xticks([0.3, 0.4, 0.5, 0.6, 0.8, 0.9, 1.0], ["greedy", "   .4", ".5", ".6", ".8", ".9", "1"])
+        ax.set_xticks([0.2, 0.4, 0.5, 0.6, 0.8, 0.9, 1.0], ["greedy", "0.4", "0.5", "0.6", "0.8", "0.9", "1"])
         ax.set_title(heading)
     axes[0].set_ylabel("share of the continuations")
     axes[0].legend(loc="lower left")

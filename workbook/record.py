@@ -90,7 +90,7 @@ def recordings() -> dict[str, Recording]:
             commands=tuple(five_minutes()),
             shown_in="04",
         ),
-        "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, STORIES="{stories}"),
+        "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
         "01": book("01", summary.format("sanity_check"), 0.5),
         "02": book("02", names("kgram", kgram), 1.5),
         "03": book("03", names("top_p", top_p) + " generation_latency", 1.5),
