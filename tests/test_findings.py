@@ -69,13 +69,6 @@ def test_speed_factors():
     assert factors["distinct contexts / one batch"].tolist() == pytest.approx([5, 5])
 
 
-def test_slower_is_a_share_by_seed_of_the_timed_steps():
-    rows = [(0, "x", 10, 9.0, False), (0, "x", 10, 2.0, True), (0, "y", 10, 1.0, True)]
-    rows += [(1, "x", 30, 1.0, True), (1, "y", 10, 1.0, True)]
-    slower = findings.slower(frame("seed model tokens step_s timed", *rows), "x", "y")
-    assert slower.to_dict() == {0: 0.5, 1: -2}
-
-
 def test_the_plain_ladder_of_one_hot_is_its_lookup():
     ladder = pd.concat(
         [

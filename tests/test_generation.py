@@ -65,7 +65,7 @@ def test_perplexity_is_that_of_the_loss_after_the_prompt(model):
     batch = pad_batch(texts, 6)
     assert generation.perplexity(model, batch, 1) == pytest.approx(math.exp(evaluate(model, [batch])["loss"]), rel=1e-5)
     log_p = model(batch[:-1]).log_softmax(-1)
-    later = [log_p[t, 0, texts[0][t + 1]] for t in (2, 3)]
+    later = [log_p[t, 0, texts[0][t + 1]].item() for t in (2, 3)]
     assert generation.perplexity(model, batch, 3) == pytest.approx(math.exp(-sum(later) / 2), rel=1e-5)
 
 
@@ -113,9 +113,9 @@ def test_continuations_are_counted_as_lines_and_by_their_first_token():
 def test_times_have_a_row_for_each_way_length_and_round(model):
     ways = {"whole": lambda model, text, state: model(text)[-1]}
     rows = generation.latency({"LSTM": model}, ways, (2, 5), rounds=3)
-    assert rows.groupby(["way", "length"])["round"].agg(["min", "max", "size"]).drop_duplicates().to_numpy().tolist() == [
-        [1, 3, 3]
-    ]
+    assert rows.groupby(["way", "length"])["round"].agg(
+        ["min", "max", "size"]
+    ).drop_duplicates().to_numpy().tolist() == [[1, 3, 3]]
     assert set(rows["way"]) == {"whole", "of that the head"} and (rows["ms"] > 0).all()
 
 

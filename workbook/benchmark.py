@@ -1,7 +1,7 @@
 """What one training step costs: each way of notebook 5 timed in a process of its own; growth, threads, a new token.
 
 A process for each way, so that none profits from memory that another left behind, and the plain ones have PyTorch
-as it comes. `python -m workbook.benchmark SETTING` is such a process: it answers what its lines of input ask for.
+as it comes. `python -m workbook.benchmark` is such a process: its first line of input is a setting, the others ask.
 """
 
 from __future__ import annotations
@@ -229,15 +229,21 @@ class Worker:
 
     def __init__(self, setting: Setting):
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
-        command = [sys.executable, "-m", "workbook.benchmark", json.dumps(dataclasses.asdict(setting))]
+        command = [sys.executable, "-m", "workbook.benchmark"]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
 
-    def __call__(self, what: str) -> dict:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(what + "\n")
+        self.say(json.dumps(dataclasses.asdict(setting)))
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
+
+    def __call__(self, what: str) -> dict:
+        assert self.process.stdout
+        self.say(what)
         if not (answer := self.process.stdout.readline()):
             self.errors.seek(0)
             raise RuntimeError(f"the process ended: {self.errors.read()[-1000:]}")
@@ -430,8 +436,9 @@ def measure_latency(
     return pd.DataFrame(rows).query("round > 0").assign(**describe_machine(device))
 
 
-def serve(setting: Setting) -> None:
+def serve() -> None:
     """Measure a step of the setting, whenever a line of input says what, and print the answer as a line of JSON."""
+    setting = Setting(**json.loads(sys.stdin.readline()))
     set_up(0, device=setting.device, large_pages=setting.way in REUSE)  # before any tensor
     step = Step(setting)
     for line in sys.stdin:
@@ -439,4 +446,4 @@ def serve(setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    serve(Setting(**json.loads(sys.argv[1])))
+    serve()

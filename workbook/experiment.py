@@ -3,6 +3,7 @@
 import functools
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,15 +49,29 @@ class Data:
         return text.tokens_hash(self.sequences)
 
 
-def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
-    """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
+def weight_of_stories(config: TextConfig) -> float:
+    """The share of stories beside files. ValueError where no text is left, or none for validation."""
     weight = config.tinystories_weight if config.input_files else 1.0
     if not config.input_files and not config.tinystories_weight:
         raise ValueError("--tinystories_weight 0 leaves no text; name --input_files, or give a weight above 0")
     if config.input_files and weight == 1:
-        warnings.warn("--tinystories_weight is 1: no line of --input_files is used", stacklevel=2)
+        warnings.warn("--tinystories_weight is 1: no line of --input_files is used", stacklevel=3)
     if config.validation_stories and not weight:
         raise ValueError("--validation_stories needs stories to train on; give --tinystories_weight above 0")
+    return weight
+
+
+def describe(sequences: list[Tensor], sources: Sequence[str], config: TextConfig) -> str:
+    """How many sequences were read from files or stories, how many are distinct, and what separates them."""
+    distinct = len({tuple(sequence.tolist()) for sequence in sequences})
+    used = {text.separator_of(source, config.separator) for source in sources} - {None}
+    separated = f"; separated by: {', '.join(sorted(map(str, used)))}" if used else ""
+    return f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens{separated}"
+
+
+def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
+    """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
+    weight = weight_of_stories(config)
     data = Data([], None, [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
 
     def stories(split: str, limit: int) -> list[Tensor]:
@@ -73,12 +88,8 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     for name, (share, sequences) in shares.items():
         data.sequences += sequences
         data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
-        distinct = len({tuple(sequence.tolist()) for sequence in sequences})
-        size = f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens"
         sources = config.input_files if name == "files" else [config.stories]
-        used = {text.separator_of(source, config.separator) for source in sources} - {None}
-        separated = f"; separated by: {', '.join(sorted(map(str, used)))}" if used else ""
-        data.notes.append(f"{name}: {size}; share {share:g}{separated}")
+        data.notes.append(f"{name}: {describe(sequences, sources, config)}; share {share:g}")
     if len(shares) == 2:
         data.weights = [share / len(part) for share, part in shares.values() for _ in part]
     if config.validation_stories:
