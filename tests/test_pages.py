@@ -103,6 +103,24 @@ def two_notebooks(tmp_path):
     return tmp_path
 
 
+def test_formulas_are_mathml_but_not_in_code():
+    page = workbook.site.with_formulas("A loss $L = -\\ln p$ and `$x$` for 5 $ or 6 $.\n\n```\n$ python\n```")
+    assert page.count("<math") == 1 and "<mi>L</mi>" in page and "`$x$`" in page and "5 $ or 6 $" in page
+    assert page.endswith("```\n$ python\n```")
+
+
+def test_a_cell_with_two_figures_is_two_slides_with_the_same_notes():
+    pictures = [new_output("display_data", {"image/png": "AAAA"}) for _ in range(2)]
+    cells = [
+        new_code_cell("draw()", outputs=pictures, metadata={"tags": ["slide", "figures"]}),
+        new_markdown_cell("aloud", metadata={"tags": ["notes"]}),
+        new_markdown_cell("next", metadata={"tags": ["slide"]}),
+    ]
+    parts = [cell for group in workbook.site.one_figure_a_slide(cells) for cell in group]
+    assert [cell.cell_type for cell in parts] == ["code", "markdown", "code", "markdown", "markdown"]
+    assert [len(cell.outputs) for cell in parts[::2][:2]] == [1, 1] and parts[1].source == parts[3].source == "aloud"
+
+
 def test_tagged_cells_become_slides(two_notebooks, tmp_path):
     build(tmp_path / "site", two_notebooks)
     deck = BeautifulSoup((tmp_path / "site" / "slides.html").read_text(encoding="utf-8"), "html.parser")

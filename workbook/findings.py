@@ -290,7 +290,9 @@ def cut_effect(exact: pd.DataFrame) -> str:
     drawn = exact[exact["p"] > 0].set_index("p")
     hottest = drawn["temperature"].max()
     share = drawn.loc[drawn["temperature"] == hottest, "exact"]
-    return f"Exact lines at T = {hottest}: {share[1.0]:.0%} without a cut, {share.max():.0%} at p = {share.idxmax()}"
+    return (
+        f"Exact lines at T = {hottest}: {share[1.0]:.0%} without truncation, {share.max():.0%} at p = {share.idxmax()}"
+    )
 
 
 def plus_minus(table: pd.DataFrame) -> pd.Series:
@@ -353,7 +355,7 @@ def decision_sentence(table: pd.DataFrame) -> str:
     kept = [name for name in losses["model"].unique() if name not in dropped]
     if not len(dropped):
         return f"No difference in loss is shown between {join(kept)}"
-    return f"A loss shown to be higher than another design's: {join(dropped)}; none such: {join(kept)}"
+    return f"On a text another design has a lower loss than {join(dropped)}; than {join(kept)} none"
 
 
 def conclusion(table: pd.DataFrame) -> str:

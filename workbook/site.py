@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 from bs4 import BeautifulSoup
+from latex2mathml.converter import convert as latex_to_mathml
 from nbconvert import HTMLExporter, SlidesExporter
 from nbconvert.filters import markdown2html
 from pygments import highlight
@@ -183,6 +184,13 @@ def name_pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return pictures
 
 
+def with_formulas(text: str) -> str:
+    """Markdown with its $formulas$, outside code, as MathML: browsers show it without a network."""
+    parts = re.split(r"(```.*?```|`[^`]*`)", text, flags=re.S)
+    parts[::2] = [re.sub(r"\$([^$\s][^$\n]*)\$", lambda found: latex_to_mathml(found[1]), part) for part in parts[::2]]
+    return "".join(parts)
+
+
 def render_page(book: dict, before: dict | None, after: dict | None) -> str:
     """A notebook as HTML: without its cell for Colab, with its set-up folded."""
     notebook = deepcopy(book["notebook"])
@@ -190,6 +198,8 @@ def render_page(book: dict, before: dict | None, after: dict | None) -> str:
     notebook.cells = [cell for cell in notebook.cells if "google.colab" not in cell.source or cell.cell_type != "code"]
     for cell in notebook.cells:
         name_pictures(cell)
+        if cell.cell_type == "markdown":
+            cell.source = with_formulas(cell.source)
     cells = itertools.takewhile(lambda cell: "parameters" not in tags(cell), notebook.cells[1:])
     if set_up := list(itertools.takewhile(lambda cell: cell.cell_type == "code", cells)):
         set_up[0].metadata["fold_start"] = set_up[-1].metadata["fold_end"] = True
@@ -224,7 +234,7 @@ def slide_cells(book: dict) -> list[nbformat.NotebookNode]:
     for cell, kind in tagged:
         cell.metadata |= {"slideshow": {"slide_type": kind}, "origin": {"html": book["html"], "title": book["title"]}}
         if cell.cell_type == "markdown":
-            cell.source = re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source)
+            cell.source = with_formulas(re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source))
         elif not cell.outputs:
             where = f"{book['name']}: a cell tagged {tags(cell)}"
             raise ValueError(f"{where} has no output; run the notebook: {cell.source[:80]!r}")
