@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -291,6 +292,30 @@ def largest_difference(one: tuple, other: tuple) -> float:
     grads = [(one[1][name], other[1][name]) for name in one[1]]
     grads = [(a.T if a.shape != b.shape else a, b) for a, b in grads]
     return max(abs(one[0] - other[0]), *((a - b).abs().max().div(b.abs().max()).item() for a, b in grads))
+
+
+def step_memory(model: SequenceModel, tokens: Tensor) -> float:
+    """Peak megabytes of a training step above model and optimiser state."""
+    optimizer, tokens = torch.optim.Adam(model.parameters(), fused=True), tokens.to(model.device)
+
+    def step() -> None:
+        next_token_loss(model, tokens).backward()
+        optimizer.step()
+
+    step()  # Adam's state counts with the weights, not with the step
+    optimizer.zero_grad()
+    return peak_memory(step, model.device) / 1e6
+
+
+def time_ways(cases: Mapping[tuple[str, str], tuple], rounds: int) -> pd.DataFrame:
+    """Seconds of forward and backward of (model, way): (its model, loss, tokens), in turn; round 0 warms up."""
+    rows = []
+    for number, ((name, way), (model, loss_fn, tokens)) in itertools.product(range(rounds + 1), cases.items()):
+        model.zero_grad()
+        seconds, _ = timed(lambda: loss_fn(model, tokens).backward(), device=model.device)  # noqa: B023
+        row = {"model": name, "way": way, "round": number, "tokens": count_targets(tokens), "step_s": seconds}
+        rows.append(row)
+    return pd.DataFrame(rows).query("round > 0")
 
 
 def describe_text(text: str, source: str, separator: str | None = None) -> dict:

@@ -437,6 +437,12 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
     return pd.concat([evidence_line(*line, trained["model"].unique()) for line in lines], ignore_index=True)
 
 
+def decision_table(criteria: Mapping[str, tuple[pd.DataFrame, bool]]) -> pd.DataFrame:
+    """Means by criterion and model with the verdict of each line; a criterion: (its intervals, higher is better)."""
+    table = pd.DataFrame({name: each["mean"] for name, (each, _) in criteria.items()}).T
+    return table.assign(verdict=[verdict(each, higher_is_better=higher) for each, higher in criteria.values()])
+
+
 def require(sentence: str, holds: bool) -> None:
     """ValueError where the record does not bear out a sentence of the README."""
     if not holds:
