@@ -12,6 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 from oracles import ROOT
+from scipy import stats
 
 from workbook.notebooks import execute
 from workbook.records import NO_INTERVAL
@@ -95,6 +96,7 @@ CASES = [
     ("01", {"EMBED_SIZE": 32, "HIDDEN_SIZE": 32}),
     ("01", {"TEXT": "{german}"}),
     ("01", {"TEXT": "{lines}", "threads": 1}),
+    ("01", {"SEED": 1, "BATCH_SIZE": 7, "PROMPT": "0 2 4"}),
     ("02", {"SEEDS": 1}),
     ("02", {"SEEDS": 2, "STEPS": 40}),
     ("02", {"HIDDEN_SIZE": 64}),
@@ -105,9 +107,11 @@ CASES = [
     ("02", {"TEXT": "{german}"}),
     ("02", {"TEXT": "{lines}", "threads": 1}),
     ("02", {"STORIES": "{german}"}),
+    ("02", {"TEXT": "{german}", "SEPARATOR": "lines", "SEEDS": 1}),
     ("02", {"STORIES": "builtin", "threads": 1}),
     ("03", {"SEED": 1}),
     ("03", {"SAMPLES": 8}),
+    ("03", {"SAMPLES": 16, "GROUP": 16, "SEED": 2}),
     ("03", {"SETTINGS": {"greedy": None, "p = 0.7": 0.7}}),
     ("03", {"SETTINGS": {"p = 0.3": 0.3, "p = 0.6": 0.6, "p = 1.0": 1.0}, "PROMPT": "Zoe"}),
     ("03", {"TEXT": "{german}", "threads": 1}),
@@ -116,6 +120,7 @@ CASES = [
     ("04", {"K": 1, "BLOCK": 64}),
     ("04", {"K": 6, "PROMPT": "The"}),
     ("04", {"TEXT": "{german}"}),
+    ("04", {"TEXT": "{german}", "SEPARATOR": "lines", "PROMPT": "Eines Tages"}),
     ("04", {"TEXT": "{lines}", "threads": 1}),
     ("04", {"TEXT": "small", "SEPARATOR": "lines"}),
     ("05", {"TEXT": "{german}"}),
@@ -125,11 +130,35 @@ CASES = [
 ]
 
 
+def lowest(values):
+    """The verdict on losses by model, counted anew: a name, "no difference: …" or "one seed: no interval"."""
+    if values.groupby(level=0).size().min() < 2:
+        return NO_INTERVAL
+    ends = {}
+    for name, own in values.groupby(level=0, sort=False):
+        ends[name] = stats.t.interval(0.95, len(own) - 1, own.mean(), stats.sem(own))
+    best = min(ends, key=lambda name: sum(ends[name]))
+    level = [name for name in ends if ends[name][0] <= ends[best][1] and ends[name][1] >= ends[best][0]]
+    return best if level == [best] else "no difference: " + ", ".join(level)
+
+
+def check_verdicts(text, folder):
+    """What notebook 02 says of its losses is what its records show."""
+    for sentence, name, column in (
+        (r"^mean loss over \d+ steps: (.+)$", "designs", "mean_loss"),
+        (r"^validation loss after \d+ steps: (.+)$", "stories", "validation_loss"),
+    ):
+        losses = pd.read_csv(folder / "runs" / f"kgram_{name}_summary.csv").set_index("model")[column]
+        assert re.search(sentence, text, re.M)[1] == lowest(losses), sentence
+
+
 @pytest.mark.parametrize("number, changed", CASES, ids=lambda value: str(value))
-def test_a_notebook_runs_and_says_what_its_run_shows(run, number, changed):
+def test_a_notebook_runs_and_says_what_its_run_shows(run, workbook_out, number, changed):
     shown = outputs(run(number, SMALL.get(number, {}) | changed))
     text = "\n".join(shown)
     assert not re.search(r"\b-?inf\b|\bnan to\b", text)
+    if number == "02":
+        check_verdicts(text, workbook_out)
     if changed.get("SEEDS") == 1:
         assert NO_INTERVAL in text
         own = [line for line in text.splitlines() if "record" not in line]
