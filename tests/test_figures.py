@@ -12,7 +12,7 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 from oracles import ROOT  # noqa: E402
 
-from workbook import gallery, plots  # noqa: E402
+from workbook import findings, gallery, plots  # noqa: E402
 from workbook.gallery import GALLERY, title_of  # noqa: E402
 from workbook.plots import plot_loss_curves, plot_throughput, save_figure, set_style  # noqa: E402
 from workbook.records import load_runs  # noqa: E402
@@ -264,3 +264,18 @@ def test_a_title_of_speed_names_the_slowest_and_none_where_seeds_disagree():
         return frame.assign(step_s=frame["step_s"] * factor)
 
     assert title_with("kgram_throughput", disagree) == "Speed: the order of the training speeds changes with the seed"
+
+
+def test_no_model_is_said_to_save_where_none_does():
+    rows = [("k-gram", 1, 2.0), ("k-gram", 9, 2.0), ("LSTM", 1, 2.5), ("LSTM", 9, 2.2)]
+    positions = pd.DataFrame(rows, columns=["model", "from", "loss"]).assign(seed=0)
+    assert findings.position_sentence(positions) == "From position 9 on no model has a lower loss than the k-gram"
+    positions.loc[3, "loss"] = 1.5
+    assert findings.position_sentence(positions).endswith("-0.50 at the first target, 0.50 from position 9 on")
+
+
+def test_a_rescaled_model_has_the_colour_of_its_model():
+    styles = plots.model_styles(["one-hot", "embedding", "one-hot rescaled", "embedding rescaled"])
+    for name in ("one-hot", "embedding"):
+        assert styles[name]["color"] == styles[f"{name} rescaled"]["color"]
+    assert len({(style["linestyle"], style["marker"]) for style in styles.values()}) == 4

@@ -327,6 +327,8 @@ def position_sentence(positions: pd.DataFrame) -> str:
     gain = same_position_gain(positions).dropna()
     name = gain.iloc[-1].idxmax()
     early, late = gain[name].iloc[0], gain[name].iloc[-1]
+    if late <= 0:
+        return f"From position {gain.index[-1]} on no model has a lower loss than the k-gram"
     where = f"{early:.2f} at the first target, {late:.2f} from position {gain.index[-1]} on"
     return f"{name}, nats saved against the k-gram: {where}"
 

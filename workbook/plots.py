@@ -38,11 +38,19 @@ def line_style(number: int) -> dict:
 
 
 def model_styles(names: Iterable[str]) -> dict[str, dict]:
-    """The line style of each model: a known one has the same in all figures, others take what is left in this one."""
+    """The line style of each model: a known one has the same in all figures, others take what is left in this one.
+
+    "name rescaled" has the colour of its model, with another dash and marker.
+    """
     names = list(dict.fromkeys(names))
-    numbers = {name: MODELS.index(name) for name in names if name in MODELS}
+    base = {name: name.removesuffix(" rescaled") for name in names}
+    numbers = {name: MODELS.index(base[name]) for name in names if base[name] in MODELS}
     left = (n for n in itertools.count(len(MODELS)) if n % len(COLOURS) not in set(numbers.values()))
-    return {name: line_style(numbers[name] if name in MODELS else next(left)) for name in names}
+    styles = {name: line_style(numbers[name] if name in numbers else next(left)) for name in names}
+    for name in names:
+        if name != base[name] and name in numbers:
+            styles[name] |= line_style(numbers[name] + 5) | {"color": COLOURS[numbers[name]]}
+    return styles
 
 
 def slide(title: str, *shape: int, note: str = "", sharex: Any = False, sharey: Any = False, **each: Any) -> Any:

@@ -62,11 +62,6 @@ def find_data(path: str | Path) -> Path:
     raise FileNotFoundError(f"no file {path}: looked for it as given and in the workbook's data folder")
 
 
-def data_hash(path: str | Path) -> str:
-    """The first 12 hex digits of the SHA-256 of a file's bytes, to name the data in a run row."""
-    return hashlib.sha256(find_data(path).read_bytes()).hexdigest()[:12]
-
-
 def tokens_hash(sequences: Sequence[Tensor]) -> str:
     """12 hex digits of the SHA-256 of all tokens, to name the data in a run row."""
     return hashlib.sha256(torch.cat(list(sequences)).numpy().tobytes()).hexdigest()[:12]
