@@ -285,6 +285,56 @@ def initialisation_effect(steps: pd.DataFrame, rescaled: pd.DataFrame) -> tuple[
     return float((after - partners).abs().max()), float(after.max() - after.min())
 
 
+def mean_losses(curve: pd.DataFrame) -> pd.DataFrame:
+    """The mean loss (nats, weighted by tokens) of each run of kgram_curve."""
+    sums = curve.assign(nats=curve["loss"] * curve["tokens"]).groupby(["model", "learning_rate", "seed"], sort=False)
+    return (sums["nats"].sum() / sums["tokens"].sum()).rename("mean_loss").reset_index()
+
+
+def best_rates(curve: pd.DataFrame) -> pd.Series:
+    """Of each model the learning rate with the lowest mean loss of the first seed, which `at_best_rates` leaves out."""
+    first = mean_losses(curve[curve["seed"] == curve["seed"].min()])
+    return first.pivot(index="model", columns="learning_rate", values="mean_loss").idxmin(axis=1)
+
+
+def at_best_rates(curve: pd.DataFrame) -> pd.DataFrame:
+    """Step rows of kgram_curve, each model at its best rate, without the seed that chose it."""
+    chosen = curve["model"].map(best_rates(curve)) == curve["learning_rate"]
+    return curve[chosen & (curve["seed"] > curve["seed"].min())]
+
+
+def steps_to_floor(curve: pd.DataFrame, nats: float = 0.1) -> pd.DataFrame:
+    """After how many steps each run of kgram_curve is within `nats` of the floor: NaN where it does not get there."""
+    near = curve.assign(steps=curve["step"].where(curve["loss"] < curve["floor"] + nats))
+    return near.groupby(["model", "learning_rate", "seed"], sort=False)["steps"].min().reset_index()
+
+
+def rate_effect(curve: pd.DataFrame) -> str:
+    """How long the slowest design takes to the floor at each learning rate, in median steps over seeds."""
+    plain = curve[~curve["model"].str.contains("rescaled|,")]
+    steps = steps_to_floor(plain).groupby(["learning_rate", "model"], sort=False)["steps"].median().unstack()
+    most = plain["step"].max()
+    each = [
+        f"{rate:g}: {row.min():.0f} to {f'{row.max():.0f}' if row.notna().all() else f'over {most}'}"
+        if row.notna().any()
+        else f"{rate:g}: over {most}"
+        for rate, row in steps.iterrows()
+    ]
+    return f"Steps to the floor, fastest to slowest design, at a rate of {', '.join(each)}"
+
+
+def last_layer(layers: pd.DataFrame) -> pd.DataFrame:
+    """The share of the last layer's output that depends on the context, by model and step (rows of kgram_layers)."""
+    return layers.groupby(["model", "step"], sort=False)["share"].last().unstack()
+
+
+def layer_sentence(layers: pd.DataFrame) -> str:
+    """`last_layer` after the last step, from the highest share to the lowest."""
+    late = last_layer(layers).iloc[:, -1].sort_values(ascending=False)
+    each = ", ".join(f"{name} {share:.0%}" for name, share in late.items())
+    return f"After {late.name} steps so much of the last layer depends on the context: {each}"
+
+
 def cut_effect(exact: pd.DataFrame) -> str:
     """What p does to the share of exact lines at the highest temperature (rows of top_p_3seqs)."""
     drawn = exact[exact["p"] > 0].set_index("p")

@@ -288,6 +288,47 @@ def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> None:
     plot_loss_curves(pd.concat([steps, rescaled]), title=title, levels=LN_V)
 
 
+@figure_of("kgram_curve")
+def kgram_curve(curve: pd.DataFrame) -> None:
+    """Training loss of each design at several learning rates, with the initialisation of PyTorch and rescaled."""
+    rows = curve[~curve["model"].str.contains(",")]
+    level = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
+    note = f"lines: mean of {rows['seed'].nunique()} seeds, bands: lowest to highest"
+    for ax, rate, part in panels(findings.rate_effect(curve), rows, "learning_rate", note=note):
+        plot_loss_curves(part, ax=ax, levels=level, legend=False)
+        log_axes(ax, y=[0.1, 1, 10])
+        ax.set(title=f"learning rate {rate:g}", xlabel="training step", ylim=(0.02, 15))
+        ax.label_outer()
+    plt.gcf().axes[-1].legend(fontsize="small")
+
+
+@figure_of("kgram_curve")
+def kgram_stall(curve: pd.DataFrame) -> None:
+    """Training loss of the convolution and of its variants at the lowest learning rate, beside the embedding."""
+    rows = curve[curve["learning_rate"] == curve["learning_rate"].min()]
+    names = [name for name in rows["model"].unique() if name.startswith("convolution") or name == "embedding"]
+    rows = rows[rows["model"].isin(names)]
+    steps = findings.steps_to_floor(rows).groupby("model", sort=False)["steps"].median().sort_values()
+    each = ", ".join(f"{name} {value:.0f}" for name, value in steps.dropna().items())
+    ax = slide(f"Steps to within 0.1 nats of the floor: {each}")
+    level = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
+    plot_loss_curves(rows, ax=ax, levels=level)
+    log_axes(ax, y=[0.1, 1, 10])
+
+
+@figure_of("kgram_layers")
+def kgram_layers(layers: pd.DataFrame) -> None:
+    """What share of each layer's output depends on the context, before training and after some steps."""
+    title = findings.layer_sentence(layers)
+    for ax, step, rows in panels(title, layers, "step", y="share that depends on the context", note="one seed"):
+        for model, style in model_styles(rows["model"]).items():
+            part = rows[rows["model"] == model]
+            ax.plot(part["layer"], part["share"], label=model, **style)
+        ax.set(title=f"after {step} steps" if step else "before training", xlabel="layer", ylim=(0, 1.05))
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    plt.gcf().axes[0].legend()
+
+
 @figure_of("kgram_floors", "kgram_floors_summary")
 def kgram_floors(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Training loss of each design for each k, down to the floor of that k."""

@@ -72,7 +72,7 @@ def recordings() -> dict[str, Recording]:
     """By name, in the order in which they are made: notebooks 04 to 06 show what the long ones record."""
     summary, tables = "{0} {0}_summary", "{0} {0}_summary {0}_positions {0}_samples"
     top_p = "3seqs by_hand coloured_story next_token nucleus_size quality"
-    kgram = "dependency designs designs_summary first_scale floors floors_summary speed stories stories_summary"
+    kgram = "dependency designs designs_summary first_scale layers floors floors_summary speed stories stories_summary"
     cost = "growth ladder latency parts processes rates shares texts threads"
     real = {"TEXT": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
 
@@ -80,7 +80,7 @@ def recordings() -> dict[str, Recording]:
         return " ".join(f"{prefix}_{ending}" for ending in endings.split())
 
     return {
-        "kgram_stories_long": book("02", "kgram_stories_long_summary", 3, COMPLETE=True),
+        "kgram_long": book("02", "kgram_curve kgram_stories_long_summary", 25, COMPLETE=True),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
         "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k()), shown_in="04"),

@@ -367,10 +367,10 @@ def compare(
 
     The model that goes first changes from step to step, so that a noisy machine hits all alike. The budget must be
     one that all use up together: steps or epochs. `loss_fn` may differ by name; `on_step` gets each step row, outside
-    the clock. A step row holds run, model, seed, step, steps (how many it sums: 1), tokens (real targets), loss
-    (nats, before the update), step_s and elapsed_s (seconds in this model's own steps) and timed (False for the first
-    `untimed_steps`, which no rate counts). ValueError where a loss is not finite (the weights stay as they were) or
-    `batches` ends early.
+    the clock. A step row holds run, model, seed, step, steps (how many it sums: `log_every`), tokens (real targets),
+    loss (nats, before the update), step_s and elapsed_s (seconds in this model's own steps) and timed (False for the
+    first `untimed_steps`, which no rate counts). ValueError where a loss is not finite (the weights stay as they
+    were) or `batches` ends early.
     """
     if not models:
         raise ValueError("there is no model to train; expected {name: model}")
@@ -381,14 +381,14 @@ def compare(
         name: Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fns[name])
         for name, model in models.items()
     }
-    rows, names = [], list(models)
+    names = list(models)
     leader = trainers[names[0]]
     with progress_bar(run, progress) as bar:
         for number, batch in enumerate(leader.stream(), start=1):
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                rows.append(trainers[name].step(batch))
+                row = trainers[name].step(batch)
+                trainers[name].record(row)
                 if on_step:
-                    on_step(rows[-1])
+                    on_step(row)
             bar.update(min(1.0, leader.progress) - bar.n)
-    frame = pd.DataFrame(rows)
-    return frame.sort_values("model", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+    return pd.DataFrame([row for trainer in trainers.values() for row in trainer.rows])
