@@ -312,3 +312,60 @@ def test_a_block_stops_where_the_record_says_something_else(block, run, change, 
     getattr(findings, block)(load_runs)
     with pytest.raises(ValueError, match=sentence):
         getattr(findings, block)(changed(run, change))
+
+
+# ---------------------------------------------------------------- the whole curve
+
+
+def curve_of(losses, floor=1.0):
+    """Rows of kgram_curve, a step of 10 targets each: {(model, rate): a list of losses for each seed}."""
+    rows = [
+        (model, rate, seed, step, 10, loss, floor)
+        for (model, rate), seeds in losses.items()
+        for seed, values in enumerate(seeds)
+        for step, loss in enumerate(values, start=1)
+    ]
+    return frame("model learning_rate seed step tokens loss floor", *rows)
+
+
+CURVE = curve_of(
+    {
+        ("a", 0.1): [[4, 2], [9, 1.05], [9, 9]],
+        ("a", 0.2): [[4, 3], [1, 1], [1, 1]],  # better with the other seeds, which do not choose
+        ("b", 0.1): [[4, 4], [2, 2], [2, 2]],
+        ("b", 0.2): [[4, 1], [3, 1.09], [1.02, 1]],
+        ("b, other", 0.1): [[1, 1], [1, 1], [1, 1]],
+    }
+)
+
+
+def test_the_first_seed_chooses_the_rate_and_is_left_out_of_what_is_compared():
+    assert findings.best_rates(CURVE).to_dict() == {"a": 0.1, "b": 0.2}
+    compared = findings.at_best_rates(CURVE)
+    assert set(compared[["model", "learning_rate", "seed"]].itertuples(index=False, name=None)) == {
+        (model, rate, seed) for model, rate in (("a", 0.1), ("b", 0.2)) for seed in (1, 2)
+    }
+    assert findings.mean_losses(compared)["mean_loss"].round(3).tolist() == [5.025, 9, 2.045, 1.01]
+
+
+def test_mean_losses_are_weighted_by_tokens():
+    uneven = CURVE[:2].assign(tokens=[30, 10])
+    assert findings.mean_losses(uneven)["mean_loss"].tolist() == [3.5]
+
+
+def test_steps_to_the_floor_are_the_first_within_a_tenth_and_infinite_where_most_seeds_do_not_arrive():
+    steps = findings.steps_to_floor(CURVE)
+    assert steps.loc[0.1].to_dict() == {"a": math.inf, "b": math.inf, "b, other": 1}
+    assert steps.loc[0.2, ["a", "b"]].tolist() == [1, 2]
+
+
+def test_the_effect_of_the_rate_names_those_that_do_not_arrive():
+    effect = findings.rate_effect(CURVE)
+    assert effect == "Steps to the floor, fastest to slowest design, at a rate of 0.1: over 2, 0.2: 1 to 2"
+
+
+def test_the_last_layer_is_that_of_each_model_and_step():
+    rows = [("a", 1, 0.9, 0), ("a", 2, 0.5, 0), ("b", 1, 0.4, 0), ("a", 1, 0.8, 7), ("a", 2, 0.3, 7), ("b", 1, 0.6, 7)]
+    layers = frame("model layer share step", *rows)
+    assert findings.last_layer(layers).to_dict() == {0: {"a": 0.5, "b": 0.4}, 7: {"a": 0.3, "b": 0.6}}
+    assert findings.layer_sentence(layers).endswith("depends on the context: b 60%, a 30%")

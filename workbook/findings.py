@@ -291,9 +291,15 @@ def mean_losses(curve: pd.DataFrame) -> pd.DataFrame:
     return (sums["nats"].sum() / sums["tokens"].sum()).rename("mean_loss").reset_index()
 
 
+def at_all_rates(curve: pd.DataFrame) -> pd.DataFrame:
+    """Step rows of kgram_curve of the models that were trained at every learning rate: variants are at one."""
+    rates = curve.groupby("model")["learning_rate"].transform("nunique")
+    return curve[rates == rates.max()]
+
+
 def best_rates(curve: pd.DataFrame) -> pd.Series:
     """Of each model the learning rate with the lowest mean loss of the first seed, which `at_best_rates` leaves out."""
-    first = mean_losses(curve[curve["seed"] == curve["seed"].min()])
+    first = mean_losses(at_all_rates(curve[curve["seed"] == curve["seed"].min()]))
     return first.pivot(index="model", columns="learning_rate", values="mean_loss").idxmin(axis=1)
 
 
@@ -304,22 +310,23 @@ def at_best_rates(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_to_floor(curve: pd.DataFrame, nats: float = 0.1) -> pd.DataFrame:
-    """After how many steps each run of kgram_curve is within `nats` of the floor: NaN where it does not get there."""
-    near = curve.assign(steps=curve["step"].where(curve["loss"] < curve["floor"] + nats))
-    return near.groupby(["model", "learning_rate", "seed"], sort=False)["steps"].min().reset_index()
+    """The steps (median over seeds) until the loss is within `nats` of the floor, by learning rate (rows) and model:
+    infinite where half of the seeds do not get there."""
+    near = curve.assign(steps=curve["step"].where(curve["loss"] < curve["floor"] + nats, np.inf))
+    each = near.groupby(["learning_rate", "model", "seed"], sort=False)["steps"].min()
+    return each.groupby(["learning_rate", "model"], sort=False).median().unstack()
+
+
+def step_text(steps: float, most: int) -> str:
+    """A number of steps, or that it is more than were made."""
+    return f"{steps:.0f}" if math.isfinite(steps) else f"over {most}"
 
 
 def rate_effect(curve: pd.DataFrame) -> str:
-    """How long the slowest design takes to the floor at each learning rate, in median steps over seeds."""
-    plain = curve[~curve["model"].str.contains("rescaled|,")]
-    steps = steps_to_floor(plain).groupby(["learning_rate", "model"], sort=False)["steps"].median().unstack()
-    most = plain["step"].max()
-    each = [
-        f"{rate:g}: {row.min():.0f} to {f'{row.max():.0f}' if row.notna().all() else f'over {most}'}"
-        if row.notna().any()
-        else f"{rate:g}: over {most}"
-        for rate, row in steps.iterrows()
-    ]
+    """How long the fastest and the slowest design take to the floor, as PyTorch draws them, at each learning rate."""
+    steps, most = steps_to_floor(at_all_rates(curve[~curve["model"].str.endswith(" rescaled")])), curve["step"].max()
+    ends = [(f"{rate:g}", *(step_text(end, most) for end in (row.min(), row.max()))) for rate, row in steps.iterrows()]
+    each = [f"{rate}: {low}" + (f" to {high}" if high != low else "") for rate, low, high in ends]
     return f"Steps to the floor, fastest to slowest design, at a rate of {', '.join(each)}"
 
 

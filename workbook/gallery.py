@@ -291,14 +291,16 @@ def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> None:
 @figure_of("kgram_curve")
 def kgram_curve(curve: pd.DataFrame) -> None:
     """Training loss of each design at several learning rates, with the initialisation of PyTorch and rescaled."""
-    rows = curve[~curve["model"].str.contains(",")]
-    level = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
+    rows = findings.at_all_rates(curve)
+    levels = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
     note = f"lines: mean of {rows['seed'].nunique()} seeds, bands: lowest to highest"
     for ax, rate, part in panels(findings.rate_effect(curve), rows, "learning_rate", note=note):
-        plot_loss_curves(part, ax=ax, levels=level, legend=False)
+        plot_loss_curves(part, ax=ax, levels=levels, legend=False)
         log_axes(ax, y=[0.1, 1, 10])
         ax.set(title=f"learning rate {rate:g}", xlabel="training step", ylim=(0.02, 15))
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
         ax.label_outer()
+        levels = dict(zip(("", " "), levels.values(), strict=True))  # named once
     plt.gcf().axes[-1].legend(fontsize="small")
 
 
@@ -306,14 +308,11 @@ def kgram_curve(curve: pd.DataFrame) -> None:
 def kgram_stall(curve: pd.DataFrame) -> None:
     """Training loss of the convolution and of its variants at the lowest learning rate, beside the embedding."""
     rows = curve[curve["learning_rate"] == curve["learning_rate"].min()]
-    names = [name for name in rows["model"].unique() if name.startswith("convolution") or name == "embedding"]
-    rows = rows[rows["model"].isin(names)]
-    steps = findings.steps_to_floor(rows).groupby("model", sort=False)["steps"].median().sort_values()
-    each = ", ".join(f"{name} {value:.0f}" for name, value in steps.dropna().items())
-    ax = slide(f"Steps to within 0.1 nats of the floor: {each}")
-    level = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
-    plot_loss_curves(rows, ax=ax, levels=level)
-    log_axes(ax, y=[0.1, 1, 10])
+    rows = rows[rows["model"].str.startswith("convolution") | (rows["model"] == "embedding")]
+    steps, most = findings.steps_to_floor(rows).iloc[0].sort_values(), rows["step"].max()
+    each = ", ".join(f"{name} {findings.step_text(value, most)}" for name, value in steps.items())
+    levels = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
+    log_axes(plot_loss_curves(rows, title=f"Steps to the floor: {each}", levels=levels), y=[0.1, 1, 10])
 
 
 @figure_of("kgram_layers")
