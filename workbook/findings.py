@@ -465,7 +465,8 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
     trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
     ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
     rescaled = summarise(load("kgram_first_scale")).replace({"model": " rescaled$"}, "", regex=True)
-    floors, ladder = load("kgram_floors_summary"), with_rate(plain_ladder(ladder))
+    floors, ladder, curve = load("kgram_floors_summary"), with_rate(plain_ladder(ladder)), load("kgram_curve")
+    tuned = f"loss on {NAMES.get(curve['text'].iloc[0], curve['text'].iloc[0])}, {curve['step'].max()} steps, best rate"
     most = floors.assign(nats=1e3 * above_floor(floors)).groupby("model", as_index=False)["nats"].max()
     text, told, told_longer = (
         NAMES.get(rows["text"].iloc[0], rows["text"].iloc[0]) for rows in (trained, stories, longer)
@@ -473,6 +474,7 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
     lines = [
         (f"loss on {text}, {trained['steps'].iloc[0]} steps", trained, "mean_loss"),
         (f"loss on {text}, equal initialisation", rescaled, "mean_loss"),
+        (tuned, mean_losses(at_best_rates(curve)), "mean_loss"),
         (f"loss on {told}, {stories['steps'].iloc[0]} steps", stories, "validation_loss"),
         (f"loss on {told_longer}, {longer['steps'].iloc[0]:,} steps", longer, "validation_loss"),
         ("most above the lowest loss (nats / 1000)", most, "nats"),
@@ -531,8 +533,14 @@ def designs(load: Load = load_runs) -> dict:
     require("after an equal initialisation both are level", level(equal))
     require("embedding has the lowest loss on stories", verdict(short, higher_is_better=False) == "embedding")
     require("after longer training on stories the three are level", level(long))
+    curve = load("kgram_curve")
+    steps, best = steps_to_floor(curve), best_rates(curve)
+    tuned = pd.Series({name: steps.loc[rate, name] for name, rate in best.items()})
+    require("at its best rate every design comes to the floor", tuned.max() < np.inf)
+    require("at the notes' rate the embedding is there first", steps.iloc[0][list(loss.index)].idxmin() == "embedding")
     rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
     values = {"loss": loss, "equal": equal, "short": short, "long": long, "rate": rate.median().unstack()}
+    values |= {"steps": steps, "tuned": tuned, "best": best, "made": curve["step"].max()}
     values |= {"parameters": each["parameters"].first(), "seconds": each["wall_s"].mean().sum()}
     return values | {"inputs": trained["kgram_k"].iloc[0] * trained["vocab_size"].iloc[0]}
 

@@ -738,8 +738,15 @@ def cost_latency(latency: pd.DataFrame) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- 6 interview
-EVIDENCE = ["kgram_designs_summary", "kgram_first_scale", "kgram_stories_summary", "kgram_stories_long_summary"]
-EVIDENCE += ["kgram_floors_summary", "cost_ladder", "cost_parts", "cost_growth", "cost_latency"]
+EVIDENCE = ["kgram_designs_summary", "kgram_first_scale", "kgram_curve", "kgram_stories_summary"]
+EVIDENCE += [
+    "kgram_stories_long_summary",
+    "kgram_floors_summary",
+    "cost_ladder",
+    "cost_parts",
+    "cost_growth",
+    "cost_latency",
+]
 
 
 @figure_of(*EVIDENCE, prepare=findings.evidence)
