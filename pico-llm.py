@@ -24,7 +24,7 @@ from workbook.batches import make_batches
 from workbook.experiment import Data, add_tables, build_model, choose_batches, compiled_parts, measure, read_text
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.records import output_folder, run_file, summarise
-from workbook.training import train
+from workbook.training import settle_bfloat16, train
 
 
 class Config(NamedTuple):
@@ -134,8 +134,15 @@ class Experiment:
         size, vocab_size = count_parameters(self.model), self.data.vocab_size
         steps = f"{self.epoch} steps an epoch; ln V = {math.log(vocab_size):.4f}"
         print(f"\n{self.name}: {size['parameters']:,} parameters, {steps}")
-        config, frames = dataclasses.replace(self.config.training, max_steps_per_epoch=self.epoch), []
         files = {"checkpoint": self.checkpoint(), "log": self.folder / f"{self.name}.csv" if self.folder else None}
+        settled, taken = settle_bfloat16(
+            self.config.training, self.model, **self.batches, checkpoint=files["checkpoint"]
+        )
+        if taken:
+            each = ", ".join(f"{way} {1e3 * seconds:.0f} ms" for way, seconds in taken.items())
+            print(f"bfloat16 auto: {settled.bfloat16}; forward and backward take {each}")
+        self.config = self.config._replace(training=settled)
+        config, frames = dataclasses.replace(settled, max_steps_per_epoch=self.epoch), []
         validation = None
         if config.validate_every and self.data.validation:
             few = {"blank": vocab_size, "shuffle": False, "similar_lengths": True}

@@ -388,6 +388,14 @@ def test_validation_and_records(run, workbook_out):
     assert positions["to"].max() == 39  # the last span ends where the longest story does
 
 
+def test_auto_says_what_it_took_and_the_row_has_it(run, workbook_out):
+    shown = run("--bfloat16 auto --record narrow")
+    taken = re.search(r"bfloat16 auto: (on|off); forward and backward take off \d+ ms, on \d+ ms", shown)[1]
+    (row,) = pd.read_csv(workbook_out / "runs" / "narrow_summary.csv").to_dict("records")
+    assert row["bfloat16"] == taken
+    assert results(run(f"--bfloat16 {taken} --record again")) == results(shown)
+
+
 def test_a_model_starts_from_anothers_embedding(pico_llm, run, capsys, tmp_path):
     run(f"--models lstm --output_dir {tmp_path}")
     table = load_file(tmp_path / "LSTM.safetensors")["embedding.weight"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -176,6 +177,25 @@ def test_set_up_asks_for_large_pages_and_a_run_row_names_all_three(on):
     assert row["large_pages"] is on is (os.environ["THP_MEM_ALLOC_ENABLE"] == "1")
     assert {name: row[name] for name in fast.settings()} == fast.settings()
     assert row["device"] == "cpu" and row["threads"] == torch.get_num_threads() and row["torch"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "processor", "instructions"),
+    [
+        (
+            "model name\t: Xeon 6\nflags\t\t: fpu avx2 avx512f avx512_bf16_not amx_bf16\n",
+            "Xeon 6",
+            "avx2 avx512f amx_bf16",
+        ),
+        ("Features\t: fp asimd bf16 sve\n", platform.machine(), "asimd bf16"),
+        ("", platform.machine(), ""),
+    ],
+)
+def test_a_run_row_names_the_processor_and_its_instructions(monkeypatch, tmp_path, lines, processor, instructions):
+    (tmp_path / "cpuinfo").write_text(2 * lines)  # two cores
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
+    row = machine.describe_machine("cpu")
+    assert (row["processor"], row["instructions"]) == (processor, instructions)
 
 
 IMPORTS = """

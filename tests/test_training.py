@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_losses_another_gives_others():
         {"warm_up_share": 0.5},
         {"weight_decay": 1.0},
         {"clip": 0.01},
-        {"bfloat16": True},
+        {"bfloat16": "on"},
         {"optimizer": "muon"},
         {"max_steps_per_epoch": 2},
         {"budget_tokens": 60, "schedule": "cosine"},
@@ -154,6 +154,51 @@ def test_each_size_of_a_model_changes_it():
     count = helpers.count_parameters(kgram(**sizes))["parameters"]
     for name, value in sizes.items():
         assert helpers.count_parameters(kgram(**{**sizes, name: value + 1}))["parameters"] > count, name
+
+
+# ---------------------------------------------------------------- bfloat16, on, off or whichever is faster
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds by whether products are in bfloat16: what `settle_bfloat16` then measures."""
+    seconds = {"on": 1.0, "off": 1.0}
+
+    def timed(function, *inputs, device):
+        return seconds[inputs[-1]], function(*inputs)
+
+    monkeypatch.setattr(training, "timed", timed)
+    return seconds
+
+
+@pytest.mark.parametrize("faster", ["on", "off"])
+def test_auto_takes_the_faster_and_leaves_everything_as_it_was(clock, faster):
+    clock[faster] = 0.25
+    model, batches = kgram(), make_batches(list(random_tokens(8, 30).t()), 4, blank=40)
+    model.dropout.p = 0.5
+    before = [weight.clone() for weight in model.parameters()]
+    random, order = torch.get_rng_state(), batches.generator.get_state()
+    config, taken = training.settle_bfloat16(TrainingConfig(bfloat16="auto"), model, batches)
+    assert config == TrainingConfig(bfloat16=faster) and taken == clock
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    assert all(weight.grad is None for weight in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random) and torch.equal(batches.generator.get_state(), order)
+
+
+def test_what_is_given_is_not_measured(monkeypatch):
+    monkeypatch.setattr(training, "timed", None)
+    for given in ("on", "off"):
+        config = TrainingConfig(bfloat16=given)
+        assert training.settle_bfloat16(config, kgram(), []) == (config, {})
+
+
+def test_auto_goes_on_as_the_checkpoint_began(tmp_path):
+    path = tmp_path / "a.pt"
+    run(lstm(), bfloat16="on", checkpoint=path, steps=4)
+    config, taken = training.settle_bfloat16(TrainingConfig(bfloat16="auto"), lstm(), [], checkpoint=path)
+    assert config.bfloat16 == "on" and taken == {}
+    resumed = losses(lstm(), bfloat16="auto", checkpoint=path, steps=8)
+    assert resumed == losses(lstm(), bfloat16="on", steps=8) != losses(lstm(), steps=8)
 
 
 # ---------------------------------------------------------------- budgets and the clock

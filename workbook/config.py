@@ -19,6 +19,8 @@ SEPARATOR = """what lies between the texts of a file: line ends (lines), blank l
 (guessed from the file)"""
 CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an
 epoch draws as many as there are (no)"""
+BFLOAT16 = """compute matrix products in bfloat16, which processors without instructions for it do slowly; auto:
+measure both for a second at the start and take the faster"""
 
 
 def option(default: Any, help: str, low: float = -math.inf, high: float = math.inf, above: bool = False, **more: Any):
@@ -112,7 +114,7 @@ class TrainingConfig(Options):
     warm_up_share: float | None = option(None, "of training, the rate rising (0.03 with cosine, else 0)", 0, 1)
     weight_decay: float = option(0.0, "of matrices", 0)
     clip: float | None = option(None, "largest gradient norm (no)", 0, above=True)
-    bfloat16: bool = option(False, "compute matrix products in bfloat16")
+    bfloat16: str = option("off", BFLOAT16, choices=("off", "on", "auto"), const="on")
     seed: int = option(0, "of initial weights, data order and samples", 0, 2**63 - 1)
     untimed_steps: int = option(2, "first steps that no rate counts, as they warm up the machine", 0, MANY)
     log_every: int = option(1, "steps that a row of losses sums up", 1, MANY)

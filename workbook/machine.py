@@ -17,6 +17,9 @@ from torch import distributed
 
 from workbook import fast
 
+CPU_INFO = Path("/proc/cpuinfo")
+INSTRUCTIONS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"]  # of x86 and of ARM; bf16: bfloat16
+
 
 def set_up(seed: int = 0, threads: int | None = None, device: str = "auto", large_pages: bool = True) -> torch.device:
     """Seed PyTorch, set its CPU threads and pages; return the device, or the CPU with a warning where it is missing."""
@@ -72,12 +75,14 @@ def timed(function: Callable, *inputs, device: torch.device | str = "cpu") -> tu
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict:
-    """Device, processor, threads, versions and speed settings, for a run row."""
-    cpu_info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpu_info.read_text()) if cpu_info.exists() else []
+    """Device, processor, instruction sets, threads, versions and speed settings, for a run row."""
+    lines = CPU_INFO.read_text() if CPU_INFO.exists() else ""
+    names, flags = (re.findall(rf"{key}\s*: (.+)", lines) for key in ("model name", "(?:flags|Features)"))
+    known = [name for name in INSTRUCTIONS if name in " ".join(flags[:1]).split()]
     on_gpu = torch.device(device).type == "cuda"
     processor = torch.cuda.get_device_name(device) if on_gpu else [*names, platform.machine()][0]
-    row = {"device": str(device), "processor": processor, "threads": torch.get_num_threads()}
+    row = {"device": str(device), "processor": processor, "instructions": "" if on_gpu else " ".join(known)}
+    row |= {"threads": torch.get_num_threads()}
     row |= {"python": platform.python_version(), "torch": str(torch.__version__)}
     row |= {"processes": distributed.get_world_size()} if distributed.is_initialized() else {}
     return row | fast.settings()

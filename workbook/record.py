@@ -24,7 +24,7 @@ from workbook.notebooks import FOLDER, execute
 from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
 
 TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
-RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 --log_every 20 --samples 8 --max_new_tokens 100"
+RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_every 20 --samples 8 --max_new_tokens 100"
 WHOLE_STORY = "--weight_decay 0.01 --batch_size 8 --similar_lengths --embed_size 192"
 LSTM = f"--models LSTM {WHOLE_STORY} --hidden_size 384 --learning_rate 0.008 --validate_every 200"
 TRANSFORMER = f"--models Transformer {WHOLE_STORY} --n_heads 2 --learning_rate 0.003 --validate_every 150"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
 import signal
+import statistics
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,6 +82,57 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
+def of_first_process(value: Tensor) -> Tensor:
+    """The first process's number, in all of them."""
+    if distributed.is_initialized():
+        distributed.broadcast(value, 0)
+    return value
+
+
+def gradients(model: SequenceModel, batch: Any, loss_fn: LossFunction, bfloat16: str) -> Tensor:
+    """The loss of a batch, before its gradients have been put in place of the old ones."""
+    model.zero_grad()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16 == "on"):
+        loss = loss_fn(model, batch)
+    loss.backward()
+    return loss
+
+
+def settle_bfloat16(
+    config: TrainingConfig,
+    model: SequenceModel,
+    batches: Iterable[Any],
+    loss_fn: LossFunction = next_token_loss,
+    checkpoint: str | Path | None = None,
+    seconds: float = 1.0,
+) -> tuple[TrainingConfig, dict[str, float]]:
+    """`config` with bfloat16 "auto" settled as "on" or "off", and the seconds of a forward and backward pass with each.
+
+    The faster one on the first batch, in turn for some seconds, or that of the checkpoint where there is one, so that a
+    training goes on as it began. Where several processes have joined, the first decides. Weights, random state and the
+    order of the data stay as they are.
+    """
+    if config.bfloat16 != "auto":
+        return config, {}
+    if checkpoint and Path(checkpoint).exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        return dataclasses.replace(config, bfloat16=state.get("bfloat16", "off")), {}
+    generator: torch.Generator | None = getattr(batches, "generator", None)
+    order, device = generator.get_state() if generator else None, model.device
+    taken: dict[str, list[float]] = {"off": [], "on": []}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        batch = next(iter(batches)).to(device)
+        while len(taken["on"]) < 3 or sum(map(sum, taken.values())) < seconds:
+            for way, each in taken.items():
+                each.append(timed(gradients, model, batch, loss_fn, way, device=device)[0])
+    model.zero_grad()
+    if generator and order is not None:
+        generator.set_state(order)
+    medians = {way: statistics.median(each[1:]) for way, each in taken.items()}  # the first of each warms up
+    faster = of_first_process(torch.tensor(float(medians["on"] < medians["off"]), device=device))
+    return dataclasses.replace(config, bfloat16="on" if faster.item() else "off"), medians
+
+
 class Replica(nn.Module):
     """A process's part of the loss, times the number of processes: `DistributedDataParallel` takes the mean of the
     gradients of a `forward`, which so is that of the whole batch."""
@@ -111,9 +164,10 @@ class Trainer:
         loss_fn: LossFunction = next_token_loss,
         checkpoint: str | Path | None = None,
     ):
+        self.limits = budgets(config, batches)
+        config, _ = settle_bfloat16(config, model, batches, loss_fn, checkpoint)
         self.model, self.batches, self.config, self.loss_fn = model, batches, config, loss_fn
         self.labels = {"run": run, "model": name, "seed": config.seed}
-        self.limits = budgets(config, batches)
         self.optimizers = make_optimizers(model, config)
         self.rates = [group["lr"] for group in self.groups()]
         self.path = Path(checkpoint) if checkpoint else None
@@ -150,10 +204,7 @@ class Trainer:
 
     def update(self, batch: Tensor) -> float:
         """Forward, backward and the optimisers' step; the loss before it. Not finite: the weights stay as they were."""
-        self.model.zero_grad()
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-            loss = self.loss_fn(self.model, batch)
-        loss.backward()
+        loss = gradients(self.model, batch, self.loss_fn, self.config.bfloat16)
         if math.isfinite(value := mean_over_processes(loss.detach()).item()):
             if self.config.clip:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -173,8 +224,7 @@ class Trainer:
         batch = batch.to(self.model.device, non_blocking=True)
         step_s, loss = timed(self.update, batch, device=self.model.device)
         if distributed.is_initialized():  # the first process's clock is everybody's
-            seconds = torch.tensor(0.0 if self.rank else step_s, device=self.model.device)
-            step_s = mean_over_processes(seconds).item() * distributed.get_world_size()
+            step_s = of_first_process(torch.tensor(step_s, device=self.model.device)).item()
         number = self.counts["step"] + 1
         if not math.isfinite(loss):
             name = self.labels["model"]
@@ -226,6 +276,7 @@ class Trainer:
             state: dict[str, Any] = {"model": self.model.state_dict(), "counts": self.counts, "rows": self.rows}
             state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
             state |= {"random": torch.get_rng_state(), "order": self.order, "best_weights": self.best_weights}
+            state["bfloat16"] = self.config.bfloat16
             partial = self.path.with_suffix(".partial")
             torch.save(state, partial)
             partial.replace(self.path)
