@@ -361,7 +361,7 @@ def test_steps_to_the_floor_are_the_first_within_a_tenth_and_infinite_where_most
 
 def test_the_effect_of_the_rate_names_those_that_do_not_arrive():
     effect = findings.rate_effect(CURVE)
-    assert effect == "Steps to the floor, fastest to slowest design, at a rate of 0.1: over 2, 0.2: 1 to 2"
+    assert effect == "Steps to the floor, by rate: over 2 at 0.1, 1 to 2 at 0.2"
 
 
 def test_the_last_layer_is_that_of_each_model_and_step():

@@ -12,7 +12,7 @@ from workbook.config import TrainingConfig
 from workbook.counts import loss_floor
 from workbook.training import compare
 
-RATES, STEPS = (0.001, 0.003, 0.01), 200
+RATES, STEPS = (0.001, 0.003, 0.01, 0.03), 200
 
 
 def whole_curve(

@@ -326,8 +326,8 @@ def rate_effect(curve: pd.DataFrame) -> str:
     """How long the fastest and the slowest design take to the floor, as PyTorch draws them, at each learning rate."""
     steps, most = steps_to_floor(at_all_rates(curve[~curve["model"].str.endswith(" rescaled")])), curve["step"].max()
     ends = [(f"{rate:g}", *(step_text(end, most) for end in (row.min(), row.max()))) for rate, row in steps.iterrows()]
-    each = [f"{rate}: {low}" + (f" to {high}" if high != low else "") for rate, low, high in ends]
-    return f"Steps to the floor, fastest to slowest design, at a rate of {', '.join(each)}"
+    each = [low + (f" to {high}" if high != low else "") + f" at {rate}" for rate, low, high in ends]
+    return f"Steps to the floor, by rate: {', '.join(each)}"
 
 
 def last_layer(layers: pd.DataFrame) -> pd.DataFrame:

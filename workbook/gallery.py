@@ -292,16 +292,17 @@ def kgram_first_scale(steps: pd.DataFrame, rescaled: pd.DataFrame) -> None:
 def kgram_curve(curve: pd.DataFrame) -> None:
     """Training loss of each design at several learning rates, with the initialisation of PyTorch and rescaled."""
     rows = findings.at_all_rates(curve)
-    levels = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
-    note = f"lines: mean of {rows['seed'].nunique()} seeds, bands: lowest to highest"
-    for ax, rate, part in panels(findings.rate_effect(curve), rows, "learning_rate", note=note):
-        plot_loss_curves(part, ax=ax, levels=levels, legend=False)
+    for ax, rate, part in panels(findings.rate_effect(curve), rows, "learning_rate", note=curve_note(rows)):
+        plot_loss_curves(part, ax=ax, levels=curve_levels(rows), legend=False)
         log_axes(ax, y=[0.1, 1, 10])
-        ax.set(title=f"learning rate {rate:g}", xlabel="training step", ylim=(0.02, 15))
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
+        ax.set(title=f"rate {rate:g}", xlabel="training step", ylim=(0.02, 200), xticks=[0, rows["step"].max()])
         ax.label_outer()
-        levels = dict(zip(("", " "), levels.values(), strict=True))  # named once
-    plt.gcf().axes[-1].legend(fontsize="small")
+    names = list(rows["model"].unique())
+    for ax, ending in zip(plt.gcf().axes[-2:], ("", " rescaled"), strict=True):
+        chosen = [name for name in names if name.endswith(" rescaled") is bool(ending)]
+        lines = [line for name in chosen for line in ax.lines if line.get_label() == name]
+        labels = [name.removesuffix(ending) for name in chosen]
+        ax.legend(lines, labels, title=ending.strip() or "as PyTorch draws", fontsize=15, title_fontsize=15, loc=1)
 
 
 @figure_of("kgram_curve")
@@ -310,9 +311,22 @@ def kgram_stall(curve: pd.DataFrame) -> None:
     rows = curve[curve["learning_rate"] == curve["learning_rate"].min()]
     rows = rows[rows["model"].str.startswith("convolution") | (rows["model"] == "embedding")]
     steps, most = findings.steps_to_floor(rows).iloc[0].sort_values(), rows["step"].max()
-    each = ", ".join(f"{name} {findings.step_text(value, most)}" for name, value in steps.items())
-    levels = {"floor": rows["floor"].iloc[0], "unigram entropy": rows["unigram"].iloc[0]}
-    log_axes(plot_loss_curves(rows, title=f"Steps to the floor: {each}", levels=levels), y=[0.1, 1, 10])
+    short = steps.index.str.replace(r"^convolution,? (?=.)", "", regex=True)
+    each = ", ".join(f"{name} {findings.step_text(value, most)}" for name, value in zip(short, steps, strict=True))
+    ax = slide(f"Steps to the floor: {each}", note=curve_note(rows))
+    log_axes(plot_loss_curves(rows, ax=ax, levels=curve_levels(rows)), y=[0.1, 1, 10])
+    ax.set_xlabel("training step")
+
+
+def curve_levels(curve: pd.DataFrame) -> dict[str, float]:
+    """The lines of `curve_note`, which names them."""
+    return dict(zip(("", " "), curve[["unigram", "floor"]].iloc[0], strict=True))
+
+
+def curve_note(curve: pd.DataFrame) -> str:
+    unigram, floor = curve[["unigram", "floor"]].iloc[0]
+    seeds = f"lines: mean of {curve['seed'].nunique()} seeds, bands: lowest to highest"
+    return f"{seeds}; dotted: unigram entropy {unigram:.2f} and floor {floor:.2f}"
 
 
 @figure_of("kgram_layers")
