@@ -301,7 +301,7 @@ def changed(name, change):
         ("finding", "kgram_speed", lambda f: f.assign(step_s=f["step_s"] / 3), "the notes' rates"),
         ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
         ("designs", "kgram_stories_long_summary", lambda f: worse(f, "one-hot"), "the three are level"),
-        ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "has a lower loss than all three"),
+        ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "have a lower loss than all three"),
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
         ("stories", "stories_reuse_summary", lambda f: f.assign(validation_loss=[1, 2, 3] * 3), "embedding helps most"),
@@ -368,4 +368,6 @@ def test_the_last_layer_is_that_of_each_model_and_step():
     rows = [("a", 1, 0.9, 0), ("a", 2, 0.5, 0), ("b", 1, 0.4, 0), ("a", 1, 0.8, 7), ("a", 2, 0.3, 7), ("b", 1, 0.6, 7)]
     layers = frame("model layer share step", *rows)
     assert findings.last_layer(layers).to_dict() == {0: {"a": 0.5, "b": 0.4}, 7: {"a": 0.3, "b": 0.6}}
-    assert findings.layer_sentence(layers).endswith("depends on the context: b 60%, a 30%")
+    assert findings.layer_sentence(layers).endswith("before training: a 50%, b 40%")
+    curve = curve_of({("a", 0.1): [[9, 1]], ("b", 0.1): [[9, 9]], ("c", 0.1): [[1, 1]]})
+    assert findings.wait_correlation(layers, curve) == pytest.approx(-1)  # b, with less, does not arrive

@@ -336,10 +336,17 @@ def last_layer(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_sentence(layers: pd.DataFrame) -> str:
-    """`last_layer` after the last step, from the highest share to the lowest."""
-    late = last_layer(layers).iloc[:, -1].sort_values(ascending=False)
-    each = ", ".join(f"{name} {share:.0%}" for name, share in late.items())
-    return f"After {late.name} steps so much of the last layer depends on the context: {each}"
+    """`last_layer` before training, from the highest share to the lowest."""
+    shares = last_layer(layers).iloc[:, 0].sort_values(ascending=False)
+    each = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return f"Of the last layer depends on the context before training: {each}"
+
+
+def wait_correlation(layers: pd.DataFrame, curve: pd.DataFrame) -> float:
+    """Spearman's rank correlation, over the models in both, of the last layer's share before training and the steps to
+    the floor at the lowest rate."""
+    share, steps = last_layer(layers).iloc[:, 0].align(steps_to_floor(curve).iloc[0], join="inner")
+    return share.rank().corr(steps.rank())
 
 
 def cut_effect(exact: pd.DataFrame) -> str:
@@ -529,18 +536,29 @@ def designs(load: Load = load_runs) -> dict:
     short, long = intervals(stories, "validation_loss"), intervals(longer, "validation_loss")
     require("embedding and convolution are level", level(loss.drop("one-hot")))
     require("one-hot has a higher loss than both", loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max())
-    require("an equal initialisation has a lower loss than all three", equal["high"].max() < loss["low"].min())
-    require("after an equal initialisation both are level", level(equal))
+    mixed = equal.drop("convolution rescaled")
+    require("one-hot and embedding rescaled have a lower loss than all three", mixed["high"].max() < loss["low"].min())
+    require("between these two no difference is shown", level(mixed))
+    slower = equal.loc["convolution rescaled", "low"] > mixed["high"].max()
+    require("the convolution rescaled has a higher loss than both", slower)
     require("embedding has the lowest loss on stories", verdict(short, higher_is_better=False) == "embedding")
     require("after longer training on stories the three are level", level(long))
     curve = load("kgram_curve")
-    steps, best = steps_to_floor(curve), best_rates(curve)
+    steps, best, most = steps_to_floor(curve), best_rates(curve), curve["step"].max()
     tuned = pd.Series({name: steps.loc[rate, name] for name, rate in best.items()})
+    whole = intervals(mean_losses(at_best_rates(curve)), "mean_loss")
     require("at its best rate every design comes to the floor", tuned.max() < np.inf)
     require("at the notes' rate the embedding is there first", steps.iloc[0][list(loss.index)].idxmin() == "embedding")
+    first = verdict(whole.loc[list(loss.index)], higher_is_better=False)
+    require("at its best rate the embedding has the lowest mean loss", first == "embedding")
+    require("one-hot rescaled is level with it", level(whole.loc[["embedding", "one-hot rescaled"]]))
     rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
     values = {"loss": loss, "equal": equal, "short": short, "long": long, "rate": rate.median().unstack()}
-    values |= {"steps": steps, "tuned": tuned, "best": best, "made": curve["step"].max()}
+    values |= {
+        "steps": steps.iloc[0].map(lambda n: step_text(n, most)),
+        "tuned": tuned.map(lambda n: step_text(n, most)),
+    }
+    values |= {"best": best, "rates": join(sorted(curve["learning_rate"].unique()))}
     values |= {"parameters": each["parameters"].first(), "seconds": each["wall_s"].mean().sum()}
     return values | {"inputs": trained["kgram_k"].iloc[0] * trained["vocab_size"].iloc[0]}
 
