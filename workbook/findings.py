@@ -298,15 +298,14 @@ def at_all_rates(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_rates(curve: pd.DataFrame) -> pd.Series:
-    """Of each model the learning rate with the lowest mean loss of the first seed, which `at_best_rates` leaves out."""
-    first = mean_losses(at_all_rates(curve[curve["seed"] == curve["seed"].min()]))
-    return first.pivot(index="model", columns="learning_rate", values="mean_loss").idxmin(axis=1)
+    """Of each model in `at_all_rates` the learning rate with the lowest mean loss, the mean over the seeds."""
+    rates = mean_losses(at_all_rates(curve)).groupby(["model", "learning_rate"], sort=False)["mean_loss"]
+    return rates.mean().unstack().idxmin(axis=1)
 
 
 def at_best_rates(curve: pd.DataFrame) -> pd.DataFrame:
-    """Step rows of kgram_curve, each model at its best rate, without the seed that chose it."""
-    chosen = curve["model"].map(best_rates(curve)) == curve["learning_rate"]
-    return curve[chosen & (curve["seed"] > curve["seed"].min())]
+    """Step rows of kgram_curve, each model at its best rate."""
+    return curve[curve["model"].map(best_rates(curve)) == curve["learning_rate"]]
 
 
 def steps_to_floor(curve: pd.DataFrame, nats: float = 0.1) -> pd.DataFrame:
