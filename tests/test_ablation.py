@@ -61,7 +61,7 @@ def test_the_gradients_are_those_of_the_loss(name):
 def test_the_share_is_the_spread_over_distinct_contexts_by_the_root_mean_square():
     model, tokens = kgram(), random_tokens(7, 3)
     rows = ablation.layer_signals(model, tokens)
-    assert rows["kind"].tolist() == ["TokenEmbedding", "Linear", "SiLU", "Linear", "SiLU"]
+    assert rows["type"].tolist() == ["TokenEmbedding", "Linear", "SiLU", "Linear", "SiLU"]
     assert rows["layer"].tolist() == [1, 2, 3, 4, 5]
     contexts, _ = distinct_contexts(context_windows(tokens[:-1], model.k, model.blank).flatten(0, 1), 40)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_the_share_is_the_spread_over_distinct_contexts_by_the_root_mean_square(
 def test_a_layer_that_sees_no_context_has_no_share():
     model = kgram()
     model.net.mlp[0].weight.data.zero_()
-    shares = ablation.layer_signals(model, random_tokens(7, 3)).set_index("kind")["share"]
+    shares = ablation.layer_signals(model, random_tokens(7, 3)).set_index("type")["share"]
     assert shares["TokenEmbedding"] > 0.9 and shares[["Linear", "SiLU"]].max() < 1e-6
 
 

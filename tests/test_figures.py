@@ -44,7 +44,7 @@ def test_each_line_shows_the_rows_of_its_label(frame, x, end):
         rows = frame[frame["model"] == model]
         assert (band.min(), band.max()) == pytest.approx((rows["loss"].min(), rows["loss"].max()))
     assert 10.8 in [line.get_ydata()[0] for line in ax.get_lines()] and "ln V" in [t.get_text() for t in ax.texts]
-    assert lines["one"].get_linestyle() != lines["two"].get_linestyle()
+    assert lines["one"]._unscaled_dash_pattern != lines["two"]._unscaled_dash_pattern
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
     assert ax.figure.get_suptitle() == "A finding" and "nats" in ax.get_ylabel()
     assert "3 seeds" in ax.get_xlabel()

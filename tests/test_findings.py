@@ -368,6 +368,6 @@ def test_the_last_layer_is_that_of_each_model_and_step():
     rows = [("a", 1, 0.9, 0), ("a", 2, 0.5, 0), ("b", 1, 0.4, 0), ("a", 1, 0.8, 7), ("a", 2, 0.3, 7), ("b", 1, 0.6, 7)]
     layers = frame("model layer share step", *rows)
     assert findings.last_layer(layers).to_dict() == {0: {"a": 0.5, "b": 0.4}, 7: {"a": 0.3, "b": 0.6}}
-    assert findings.layer_sentence(layers).endswith("before training: a 50%, b 40%")
+    assert findings.layer_sentence(layers).endswith("on the context by 50% (a) down to 40% (b)")
     curve = curve_of({("a", 0.1): [[9, 1]], ("b", 0.1): [[9, 9]], ("c", 0.1): [[1, 1]]})
     assert findings.wait_correlation(layers, curve) == pytest.approx(-1)  # b, with less, does not arrive

@@ -189,7 +189,7 @@ OLD_NAMES = {
 }
 OLD_NAMES |= {"step_peak_mb", "peak_memory", "file", "source"}
 STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
-STEP_FILES = [path.stem for path in RECORDED if {"step", "elapsed_s"} & set(pd.read_csv(path, nrows=0))]
+STEP_FILES = [path.stem for path in RECORDED if "elapsed_s" in pd.read_csv(path, nrows=0)]
 MODELS = {"k-gram", "LSTM", "Transformer", "one-hot", "embedding", "convolution"}
 
 
@@ -219,6 +219,13 @@ def test_recorded_step_rows_hold_what_the_contract_names(name):
     for _, rows in frame.groupby([column for column in ("model", "seed", "kgram_k") if column in frame]):
         assert rows["step"].tolist() == rows["steps"].cumsum().tolist() and rows["timed"].any()
         assert not rows["timed"].iloc[0]  # the machine warms up
+
+
+def test_the_whole_curve_holds_step_rows_without_a_clock():
+    frame = load_runs("kgram_curve")
+    assert list(frame)[:8] == [*STEP_COLUMNS[:7], "learning_rate"] and frame.notna().all(axis=None)
+    for _, rows in frame.groupby(["model", "seed", "learning_rate"]):
+        assert rows["step"].tolist() == rows["steps"].cumsum().tolist() and rows["step"].max() == 200
 
 
 SUMMARIES = [path.stem for path in RECORDED if {"mean_loss", "timed_steps"} <= set(pd.read_csv(path, nrows=0))]

@@ -43,7 +43,7 @@ def whole_curve(
 
 
 def layer_signals(model: KGramMLPSeqModel, tokens: Tensor) -> pd.DataFrame:
-    """A row for each layer of the net, in the order in which one batch (T, B) goes through them: layer, kind, share.
+    """A row for each layer of the net, in the order in which one batch (T, B) goes through them: layer, type, share.
 
     share: how much of a layer's output depends on the context, its standard deviation over the distinct contexts
     divided by its root mean square; 0: the same for each, 1: nothing else. gradient: the norm of the gradient of its
@@ -67,7 +67,7 @@ def layer_signals(model: KGramMLPSeqModel, tokens: Tensor) -> pd.DataFrame:
     rows = []
     for number, (layer, share) in enumerate(called, start=1):
         squares = sum(weight.grad.square().sum().item() for weight in layer.parameters() if weight.grad is not None)
-        rows.append({"layer": number, "kind": type(layer).__name__, "share": share, "gradient": squares**0.5})
+        rows.append({"layer": number, "type": type(layer).__name__, "share": share, "gradient": squares**0.5})
     model.zero_grad()
     return pd.DataFrame(rows)
 

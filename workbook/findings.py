@@ -335,10 +335,10 @@ def last_layer(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_sentence(layers: pd.DataFrame) -> str:
-    """`last_layer` before training, from the highest share to the lowest."""
-    shares = last_layer(layers).iloc[:, 0].sort_values(ascending=False)
-    each = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return f"Of the last layer depends on the context before training: {each}"
+    """The highest and the lowest share of `last_layer` before training."""
+    shares = last_layer(layers).iloc[:, 0].sort_values()
+    ends = [f"{shares.iloc[place]:.0%} ({shares.index[place]})" for place in (-1, 0)]
+    return f"Before training the last layer depends on the context by {' down to '.join(ends[: len(shares)])}"
 
 
 def wait_correlation(layers: pd.DataFrame, curve: pd.DataFrame) -> float:

@@ -297,12 +297,16 @@ def kgram_curve(curve: pd.DataFrame) -> None:
         log_axes(ax, y=[0.1, 1, 10])
         ax.set(title=f"rate {rate:g}", xlabel="training step", ylim=(0.02, 200), xticks=[0, rows["step"].max()])
         ax.label_outer()
-    names = list(rows["model"].unique())
-    for ax, ending in zip(plt.gcf().axes[-2:], ("", " rescaled"), strict=True):
-        chosen = [name for name in names if name.endswith(" rescaled") is bool(ending)]
+    two_legends(plt.gcf().axes[-2:], rows["model"].unique(), loc="upper right")
+
+
+def two_legends(axes: Sequence[Axes], models: Iterable[str], **options: Any) -> None:
+    """In the first panel the names of the models as PyTorch draws them, in the second those of the rescaled ones."""
+    for ax, ending in zip(axes, ("", " rescaled"), strict=True):
+        chosen = [name for name in models if name.endswith(" rescaled") is bool(ending)]
         lines = [line for name in chosen for line in ax.lines if line.get_label() == name]
         labels = [name.removesuffix(ending) for name in chosen]
-        ax.legend(lines, labels, title=ending.strip() or "as PyTorch draws", fontsize=15, title_fontsize=15, loc=1)
+        ax.legend(lines, labels, title=ending.strip() or "as PyTorch draws", fontsize=16, title_fontsize=16, **options)
 
 
 @figure_of("kgram_curve")
@@ -333,13 +337,13 @@ def curve_note(curve: pd.DataFrame) -> str:
 def kgram_layers(layers: pd.DataFrame) -> None:
     """What share of each layer's output depends on the context, before training and after some steps."""
     title = findings.layer_sentence(layers)
-    for ax, step, rows in panels(title, layers, "step", y="share that depends on the context", note="one seed"):
+    for ax, step, rows in panels(title, layers, "step", y="share of the context", note="one seed"):
         for model, style in model_styles(rows["model"]).items():
             part = rows[rows["model"] == model]
             ax.plot(part["layer"], part["share"], label=model, **style)
-        ax.set(title=f"after {step} steps" if step else "before training", xlabel="layer", ylim=(0, 1.05))
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    plt.gcf().axes[0].legend()
+        ax.set(title=f"after {step} steps" if step else "before training", xlabel="layer", ylim=(-0.05, 1.05))
+        ax.set(xlim=(0.5, layers["layer"].max() + 4.5), xticks=range(1, layers["layer"].max() + 1))
+    two_legends(plt.gcf().axes, layers["model"].unique(), loc="upper right")
 
 
 @figure_of("kgram_floors", "kgram_floors_summary")

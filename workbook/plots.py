@@ -50,7 +50,7 @@ def model_styles(names: Iterable[str]) -> dict[str, dict]:
     styles = {name: line_style(numbers[name] if name in numbers else next(left)) for name in names}
     for name in names:
         if name != base[name] and name in numbers:
-            styles[name] |= line_style(numbers[name] + 5) | {"color": COLOURS[numbers[name]]}
+            styles[name] |= line_style(numbers[name] + 3) | {"color": COLOURS[numbers[name]]}
     return styles
 
 
