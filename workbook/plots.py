@@ -45,7 +45,7 @@ def model_styles(names: Iterable[str]) -> dict[str, dict]:
     names = list(dict.fromkeys(names))
     base = {name: name.removesuffix(" rescaled") for name in names}
     numbers = {name: MODELS.index(base[name]) for name in names if base[name] in MODELS}
-    rest = [len(MODELS), *reversed(range(len(MODELS)))]  # those that the k-gram's designs have come last
+    rest = [len(MODELS), 3, 4, 5, 2, 1, 0]  # those that the designs of the k-gram have come last
     left = (n for n in itertools.chain(rest, itertools.count(7)) if n % len(COLOURS) not in set(numbers.values()))
     styles = {name: line_style(numbers[name] if name in numbers else next(left)) for name in names}
     for name in names:
