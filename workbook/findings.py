@@ -547,9 +547,11 @@ def designs(load: Load = load_runs) -> dict:
     tuned = pd.Series({name: steps.loc[rate, name] for name, rate in best.items()})
     whole = intervals(mean_losses(at_best_rates(curve)), "mean_loss")
     require("at its best rate every design comes to the floor", tuned.max() < np.inf)
-    require("at the notes' rate the embedding is there first", steps.iloc[0][list(loss.index)].idxmin() == "embedding")
-    first = verdict(whole.loc[list(loss.index)], higher_is_better=False)
-    require("at its best rate the embedding has the lowest mean loss", first == "embedding")
+    noted = intervals(mean_losses(curve[curve["learning_rate"] == curve["learning_rate"].min()]), "mean_loss")
+    for where, table, there in (("the notes'", noted, steps.iloc[0]), ("its best", whole, tuned)):
+        first = verdict(table.loc[list(loss.index)], higher_is_better=False)
+        require(f"at {where} rate the embedding has the lowest mean loss", first == "embedding")
+        require(f"at {where} rate the embedding is there first", there[list(loss.index)].idxmin() == "embedding")
     require("one-hot rescaled is level with it", level(whole.loc[["embedding", "one-hot rescaled"]]))
     rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
     values = {"loss": loss, "equal": equal, "short": short, "long": long, "rate": rate.median().unstack()}
