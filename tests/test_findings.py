@@ -348,6 +348,12 @@ def test_the_best_rate_has_the_lowest_mean_over_the_seeds_and_a_variant_at_one_r
     assert findings.mean_losses(compared)["mean_loss"].round(3).tolist() == [3.5, 1, 1, 2.5, 2.045, 1.01]
 
 
+def test_each_model_at_its_best_has_its_interval_its_rate_and_its_steps():
+    table = findings.at_their_best(CURVE)
+    assert table["mean"].round(4).to_dict() == {"a": 1.8333, "b": 1.8517} and table["n"].tolist() == [3, 3]
+    assert table["rate"].tolist() == [0.2, 0.2] and table["steps"].tolist() == [1, 2]
+
+
 def test_mean_losses_are_weighted_by_tokens():
     uneven = CURVE[6:8].assign(tokens=[30, 10])
     assert findings.mean_losses(uneven)["mean_loss"].tolist() == [3.75]

@@ -329,6 +329,13 @@ def rate_effect(curve: pd.DataFrame) -> str:
     return f"Steps to the floor, by rate: {', '.join(each)}"
 
 
+def at_their_best(curve: pd.DataFrame) -> pd.DataFrame:
+    """Each model at its best rate: the interval of its mean loss over the seeds, the rate, the steps to the floor."""
+    best, steps = best_rates(curve), steps_to_floor(curve)
+    table = intervals(mean_losses(at_best_rates(curve)), "mean_loss")
+    return table.assign(rate=best, steps={name: steps.loc[rate, name] for name, rate in best.items()})
+
+
 def last_layer(layers: pd.DataFrame) -> pd.DataFrame:
     """The share of the last layer's output that depends on the context, by model and step (rows of kgram_layers)."""
     return layers.groupby(["model", "step"], sort=False)["share"].last().unstack()
@@ -543,9 +550,8 @@ def designs(load: Load = load_runs) -> dict:
     require("embedding has the lowest loss on stories", verdict(short, higher_is_better=False) == "embedding")
     require("after longer training on stories the three are level", level(long))
     curve = load("kgram_curve")
-    steps, best, most = steps_to_floor(curve), best_rates(curve), curve["step"].max()
-    tuned = pd.Series({name: steps.loc[rate, name] for name, rate in best.items()})
-    whole = intervals(mean_losses(at_best_rates(curve)), "mean_loss")
+    steps, most, whole = steps_to_floor(curve), curve["step"].max(), at_their_best(curve)
+    tuned = whole["steps"]
     require("at its best rate every design comes to the floor", tuned.max() < np.inf)
     noted = intervals(mean_losses(curve[curve["learning_rate"] == curve["learning_rate"].min()]), "mean_loss")
     for where, table, there in (("the notes'", noted, steps.iloc[0]), ("its best", whole, tuned)):
@@ -559,7 +565,7 @@ def designs(load: Load = load_runs) -> dict:
         "steps": steps.iloc[0].map(lambda n: step_text(n, most)),
         "tuned": tuned.map(lambda n: step_text(n, most)),
     }
-    values |= {"best": best, "rates": join(sorted(curve["learning_rate"].unique()))}
+    values |= {"best": whole["rate"], "rates": join(sorted(curve["learning_rate"].unique()))}
     values |= {"parameters": each["parameters"].first(), "seconds": each["wall_s"].mean().sum()}
     return values | {"inputs": trained["kgram_k"].iloc[0] * trained["vocab_size"].iloc[0]}
 
