@@ -146,7 +146,7 @@ def test_the_finding():
         fast, loop = (rates_of(speed, model=design, way=way) for way in ("distinct contexts", "loop"))
         factors.append(median(a / b for a, b in zip(fast, loop, strict=True)))
     finding = " ".join(re.search(r"^\*\*(.*?)^## ", README, re.S | re.M)[1].split())
-    assert f"{min(factors):.0f} to {max(factors):.0f} times as fast" in finding
+    assert f"{min(factors):,.0f} to {max(factors):,.0f} times as fast" in finding
     assert finding.startswith(
         f"The notes' {', '.join(row['tokens_per_s'] for row in read('notes', folder=''))} tokens/s"
     )
