@@ -313,7 +313,8 @@ def two_legends(axes: Sequence[Axes], models: Iterable[str], **options: Any) -> 
 def kgram_stall(curve: pd.DataFrame) -> None:
     """Training loss of the convolution and of its variants at the lowest learning rate, beside the embedding."""
     rows = curve[curve["learning_rate"] == curve["learning_rate"].min()]
-    rows = rows[rows["model"].str.startswith("convolution") | (rows["model"] == "embedding")]
+    chosen = rows["model"].str.startswith("convolution") | (rows["model"] == "embedding")
+    rows = rows[chosen] if chosen.any() else rows  # a reader may have designs of other names alone
     steps, most = findings.steps_to_floor(rows).iloc[0].sort_values(), rows["step"].max()
     short = steps.index.str.replace(r"^convolution,? (?=.)", "", regex=True)
     each = ", ".join(f"{name} {findings.step_text(value, most)}" for name, value in zip(short, steps, strict=True))
@@ -323,11 +324,12 @@ def kgram_stall(curve: pd.DataFrame) -> None:
 
 
 def curve_levels(curve: pd.DataFrame) -> dict[str, float]:
-    """The lines of `curve_note`, which names them."""
+    """Two horizontal lines without a name at their end, as curves run there: `curve_note` names them."""
     return dict(zip(("", " "), curve[["unigram", "floor"]].iloc[0], strict=True))
 
 
 def curve_note(curve: pd.DataFrame) -> str:
+    """What lines, bands and the lines of `curve_levels` are."""
     unigram, floor = curve[["unigram", "floor"]].iloc[0]
     seeds = f"lines: mean of {curve['seed'].nunique()} seeds, bands: lowest to highest"
     return f"{seeds}; dotted: unigram entropy {unigram:.2f} and floor {floor:.2f}"

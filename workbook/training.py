@@ -89,8 +89,8 @@ def of_first_process(value: Tensor) -> Tensor:
     return value
 
 
-def gradients(model: SequenceModel, batch: Any, loss_fn: LossFunction, bfloat16: str) -> Tensor:
-    """The loss of a batch, before its gradients have been put in place of the old ones."""
+def set_gradients(model: SequenceModel, batch: Any, loss_fn: LossFunction, bfloat16: str) -> Tensor:
+    """Put the gradients of a batch's loss in place of the old ones; the loss. `bfloat16` is "on" or "off"."""
     model.zero_grad()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16 == "on"):
         loss = loss_fn(model, batch)
@@ -108,9 +108,9 @@ def settle_bfloat16(
 ) -> tuple[TrainingConfig, dict[str, float]]:
     """`config` with bfloat16 "auto" settled as "on" or "off", and the seconds of a forward and backward pass with each.
 
-    The faster one on the first batch, in turn for some seconds, or that of the checkpoint where there is one, so that a
-    training goes on as it began. Where several processes have joined, the first decides. Weights, random state and the
-    order of the data stay as they are.
+    The faster one on the first batch, both in turn for `seconds`, or that of the checkpoint where there is one, so that
+    a training goes on as it began. Where several processes have joined, the first decides. Weights, random state and
+    the order of the data stay as they are.
     """
     if config.bfloat16 != "auto":
         return config, {}
@@ -124,7 +124,7 @@ def settle_bfloat16(
         batch = next(iter(batches)).to(device)
         while len(taken["on"]) < 3 or sum(map(sum, taken.values())) < seconds:
             for way, each in taken.items():
-                each.append(timed(gradients, model, batch, loss_fn, way, device=device)[0])
+                each.append(timed(set_gradients, model, batch, loss_fn, way, device=device)[0])
     model.zero_grad()
     if generator and order is not None:
         generator.set_state(order)
@@ -204,7 +204,7 @@ class Trainer:
 
     def update(self, batch: Tensor) -> float:
         """Forward, backward and the optimisers' step; the loss before it. Not finite: the weights stay as they were."""
-        loss = gradients(self.model, batch, self.loss_fn, self.config.bfloat16)
+        loss = set_gradients(self.model, batch, self.loss_fn, self.config.bfloat16)
         if math.isfinite(value := mean_over_processes(loss.detach()).item()):
             if self.config.clip:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
