@@ -80,11 +80,13 @@ def test_a_layer_that_sees_no_context_has_no_share():
     assert shares["TokenEmbedding"] > 0.9 and shares[["Linear", "SiLU"]].max() < 1e-6
 
 
-def test_layers_are_looked_at_before_and_after_the_steps():
+def test_layers_are_looked_at_before_and_after_the_steps_without_a_bar(capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     tokens, fresh = random_tokens(6, 4), kgram(k=2)
     rows = ablation.layers_in_training({"m": kgram(k=2)}, SEQUENCES, tokens, 9, 0.01)
     before, after = (rows.loc[rows["step"] == step, "share"].tolist() for step in (0, 9))
     assert before == ablation.layer_signals(fresh, tokens)["share"].tolist() and after != before
+    assert capsys.readouterr() == ("", "")
 
 
 def test_rows_of_a_comparison_sum_up_as_many_steps_as_asked():

@@ -88,5 +88,5 @@ def layers_in_training(
     before, blank = look(0), next(model.blank for model in models.values())
     batches = make_batches(sequences, tokens.shape[1], blank=blank, seed=seed)
     config = TrainingConfig(steps=steps, learning_rate=learning_rate, seed=seed)
-    compare(models, batches, config, run="kgram_layers")
+    compare(models, batches, config, run="kgram_layers", progress=False)  # its cell's output is compared
     return pd.concat([*before, *look(steps)], ignore_index=True).assign(run="kgram_layers", seed=seed)
