@@ -214,6 +214,39 @@ class EmbeddingMLP(nn.Module):
         return self.mlp(embedded.flatten(1))  # (N, k * E) -> (N, H)
 
 
+class PooledMLP(nn.Module):
+    """The newest tokens one by one, older ones summed in groups, then residual blocks (Sun & Iyyer 2021).
+
+    From the newest token back, the groups hold 1, 1, 1, 3, 6, 12, 24 … tokens, so that the first layer has few weights
+    however long the window is. Each place has a weight in its group's sum. `dropout`: of the blocks' inner layer.
+    """
+
+    def __init__(self, vocab_size, k, embed_size, hidden_size, num_layers, dropout=0.0):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.embedding = TokenEmbedding(vocab_size, embed_size)
+        ages = [0, 1, 2] + [3 * 2**n for n in range(k.bit_length())]  # at which a group begins; the newest token is 0
+        borders = [*(age for age in ages if age < k), k]
+        self.lengths = [end - begin for begin, end in itertools.pairwise(borders)][::-1]  # the oldest first
+        self.weights = nn.Parameter(torch.cat([torch.full((n,), n**-0.5) for n in self.lengths]))  # (k,)
+        self.first = nn.Linear(len(self.lengths) * embed_size, hidden_size)
+        inner = 2 * hidden_size
+        self.blocks = nn.ModuleList()
+        for _ in range(num_layers):
+            up, down = nn.Linear(hidden_size, inner), nn.Linear(inner, hidden_size)
+            down.weight.data /= 10  # at first a block adds little
+            self.blocks.append(nn.Sequential(RMSNorm(hidden_size), up, nn.SiLU(), nn.Dropout(dropout), down))
+        self.norm = RMSNorm(hidden_size)
+
+    def forward(self, contexts):  # (N, k) -> (N, H)
+        embedded = self.embedding(contexts) * self.weights[:, None]  # (N, k, E)
+        pooled = [group.sum(1) for group in embedded.split(self.lengths, dim=1)]  # each (N, E)
+        x = self.first(torch.cat(pooled, dim=1))
+        for block in self.blocks:
+            x = x + block(x)
+        return self.norm(x)
+
+
 class LSTMSeqModel(SequenceModel):
     """Embedding -> one LSTM layer (Hochreiter & Schmidhuber 1997) -> head, `tied` to the embedding or not."""
 
@@ -261,11 +294,18 @@ def rotate(x: Tensor, start: int) -> Tensor:  # (..., T, D) -> (..., T, D)
 
 
 class TransformerBlock(nn.Module):
-    """Causal self-attention, then an MLP, each added to what came in and normed before ("pre") or after ("post")."""
+    """Causal self-attention, then an MLP, each added to what came in and normed before ("pre") or after ("post").
 
-    def __init__(self, d_model: int, n_heads: int, norm: str, mlp: str, rotary: bool):
+    `short_conv`: each number of the queries, keys and values is a weighted sum of its own at t, t-1 and t-2 (So et al.
+    2021). `qk_norm`: queries and keys have a mean square of 1 (Henry et al. 2020).
+    """
+
+    def __init__(self, d_model: int, n_heads: int, norm: str, mlp: str, rotary: bool, short_conv: bool, qk_norm: bool):
         super().__init__()
         self.n_heads, self.pre, self.gated, self.rotary = n_heads, norm == "pre", mlp == "swiglu", rotary
+        self.qk_norm, self.conv = qk_norm, None
+        if short_conv:  # (3, 3 d), the newest last; at first it changes nothing
+            self.conv = nn.Parameter(torch.tensor([0.0, 0.0, 1.0])[:, None].repeat(1, 3 * d_model))
         self.norms = nn.ModuleList(RMSNorm(d_model) for _ in range(2))
         self.attention_in = nn.Linear(d_model, 3 * d_model, bias=False)
         self.attention_out = nn.Linear(d_model, d_model, bias=False)
@@ -273,17 +313,34 @@ class TransformerBlock(nn.Module):
         self.mlp_in = nn.Linear(d_model, 2 * width if self.gated else width, bias=False)
         self.mlp_out = nn.Linear(width, d_model, bias=False)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (B, T, d) and the keys and values of S earlier positions -> (B, T, d) and those of S + T."""
+    def start(self, batch_size: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """No keys and values yet, and zeros for the two positions before the first."""
+        width = self.attention_in.in_features
+        empty = like.new_zeros(batch_size, self.n_heads, 0, width // self.n_heads)
+        return empty, empty, like.new_zeros(batch_size, 2, 3 * width)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x (B, T, d) and what is kept of S earlier positions -> (B, T, d) and what is kept of S + T.
+
+        Kept are all keys and values, and of the newest two positions what the convolution takes.
+        """
         attended, past = self.attend(self.norms[0](x) if self.pre else x, past)
         x = x + attended if self.pre else self.norms[0](x + attended)
         mixed = self.mix(self.norms[1](x) if self.pre else x)
         return (x + mixed if self.pre else self.norms[1](x + mixed)), past
 
-    def attend(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        split = self.attention_in(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, heads, D)
-        queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D)
+    def attend(self, x: Tensor, past: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         begin, length = past[0].shape[2], x.shape[1]
+        projected, newest = self.attention_in(x), past[2]  # (B, T, 3 d), (B, 2, 3 d)
+        if self.conv is not None:
+            longer = torch.cat([newest.to(projected.dtype), projected], dim=1)  # (B, 2 + T, 3 d)
+            weights = self.conv.to(projected.dtype)
+            projected = sum(longer[:, i : i + length] * weights[i] for i in range(3))
+            newest = longer[:, -2:]
+        split = projected.unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, heads, D)
+        queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D)
+        if self.qk_norm:
+            queries, keys = (nn.functional.rms_norm(each, each.shape[-1:], eps=1e-6) for each in (queries, keys))
         if self.rotary:
             queries, keys = rotate(queries, begin), rotate(keys, begin)
         keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
@@ -291,7 +348,7 @@ class TransformerBlock(nn.Module):
         if begin and length > 1:  # query i sees keys 0 … begin + i
             mask = torch.ones(length, begin + length, dtype=torch.bool, device=x.device).tril(begin)
         seen = nn.functional.scaled_dot_product_attention(queries, keys, values, mask, is_causal=not begin)
-        return self.attention_out(seen.transpose(1, 2).flatten(2)), (keys, values)
+        return self.attention_out(seen.transpose(1, 2).flatten(2)), (keys, values, newest)
 
     def mix(self, x: Tensor) -> Tensor:
         inner = self.mlp_in(x)
@@ -305,7 +362,8 @@ class TransformerModel(SequenceModel):
     """Decoder-only Transformer (Vaswani et al. 2017; pre-norm, rotary and SwiGLU as in Touvron et al. 2023).
 
     `norm` "pre" or "post"; `positions` "rotary", "learned" (up to `max_length`) or "none"; `mlp` "swiglu" or
-    "silu"; `tied`: embedding and head share their weights. The state holds each block's keys and values.
+    "silu"; `tied`: embedding and head share their weights; `short_conv`, `qk_norm`: see `TransformerBlock`. The state
+    holds what each block keeps.
     """
 
     def __init__(
@@ -320,6 +378,8 @@ class TransformerModel(SequenceModel):
         mlp: str = "swiglu",
         tied: bool = True,
         max_length: int = 1024,
+        short_conv: bool = False,
+        qk_norm: bool = False,
     ):
         choices = {"norm": ("pre", "post"), "positions": ("rotary", "learned", "none"), "mlp": ("swiglu", "silu")}
         for (name, allowed), came in zip(choices.items(), (norm, positions, mlp), strict=True):
@@ -330,8 +390,8 @@ class TransformerModel(SequenceModel):
         super().__init__(vocab_size, d_model)
         self.embedding = TokenEmbedding(vocab_size, d_model)
         self.positions = nn.Embedding(max_length, d_model) if positions == "learned" else None
-        self.n_heads = n_heads
-        blocks = [TransformerBlock(d_model, n_heads, norm, mlp, positions == "rotary") for _ in range(n_blocks)]
+        options = (norm, mlp, positions == "rotary", short_conv, qk_norm)
+        blocks = [TransformerBlock(d_model, n_heads, *options) for _ in range(n_blocks)]
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = RMSNorm(d_model) if norm == "pre" else nn.Identity()
         if tied:
@@ -366,9 +426,9 @@ class TransformerModel(SequenceModel):
             pasts.append(past)
         return self.final_norm(x).transpose(0, 1), pasts
 
-    def start(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-        empty = self.head.weight.new_zeros(batch_size, self.n_heads, 0, self.head.in_features // self.n_heads)
-        return [(empty, empty)] * len(self.blocks)
+    def start(self, batch_size: int) -> list[tuple[Tensor, ...]]:
+        blocks: Any = self.blocks
+        return [block.start(batch_size, self.head.weight) for block in blocks]
 
     def prefill(self, tokens: Tensor, state: list) -> tuple[Tensor, list]:
         hidden, state = self.extend(tokens, state)

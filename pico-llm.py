@@ -146,7 +146,7 @@ class Experiment:
         validation = None
         if config.validate_every and self.data.validation:
             few = {"blank": vocab_size, "shuffle": False, "similar_lengths": True}
-            validation = make_batches(self.data.validation[:200], 16, **few)
+            validation = make_batches(self.data.halves[0][:200], 16, **few)
         more = {"validation": validation, "on_step": self.report, "progress": sys.stderr.isatty()}
         labels = {"name": self.label, "run": self.config.output.record or "pico-llm"}
 

@@ -19,10 +19,15 @@ TRANSFORMERS = {
     "Transformer": {},
     "Transformer, post-norm, learned positions": {"norm": "post", "positions": "learned", "mlp": "silu"},
     "Transformer, free head, no positions": {"tied": False, "positions": "none"},
+    "Transformer, short convolution, normed queries": {"short_conv": True, "qk_norm": True},
 }
 
 
 MODELS = {name: partial(kgram, net_class) for name, net_class in DESIGNS.items()}
+MODELS |= {
+    "pooled": partial(kgram, helpers.PooledMLP, k=9),
+    "pooled, tied": partial(kgram, helpers.PooledMLP, tied=True),
+}
 MODELS |= {"embedding, tied": partial(kgram, tied=True), "LSTM": lstm, "LSTM, tied": partial(lstm, tied=True)}
 MODELS |= {name: partial(transformer, **options) for name, options in TRANSFORMERS.items()}
 
@@ -41,12 +46,33 @@ def moved_by(model, tokens, j, b=0):
     """Which logits (T, B) change, by more than rounding, when token j of sequence b changes."""
     changed = tokens.clone()
     changed[j, b] = (changed[j, b] + 1) % model.vocab_size
-    return (model(changed) - model(tokens)).abs().amax(-1) > 1e-7
+    return (model(changed) - model(tokens)).abs().amax(-1) > 1e-6
 
 
 def test_kgram_sees_exactly_its_last_k_tokens(net_class):  # not {4, 5, 6}
     model, tokens = kgram(net_class), random_tokens(10, 3)
     assert [j for j in range(10) if moved_by(model, tokens, j)[7, 0]] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "k, lengths",
+    [(1, [1]), (2, [1, 1]), (3, [1] * 3), (4, [1] * 4), (9, [3, 3, 1, 1, 1]), (32, [8, 12, 6, 3, 1, 1, 1])],
+)
+def test_a_pooled_net_sums_older_tokens_in_groups(k, lengths):
+    net = helpers.PooledMLP(40, k, 4, 6, 1)
+    assert net.lengths == lengths and net.weights.shape == (k,)
+    contexts = torch.randint(40, (5, k), generator=torch.Generator().manual_seed(0))
+    parts, begin = [], 0
+    for length in lengths:
+        rows = [net.embedding.weight[contexts[:, i]] * net.weights[i] for i in range(begin, begin + length)]
+        parts.append(torch.stack(rows).sum(0))
+        begin += length
+    x = net.first(torch.cat(parts, 1))
+    torch.testing.assert_close(net(contexts), net.norm(x + net.blocks[0](x)))
+    model = helpers.KGramMLPSeqModel(net, vocab_size=40, k=k)
+    tokens = random_tokens(k + 3, 2)
+    nn.init.normal_(net.blocks[0][-1].weight)
+    assert [j for j in range(k + 3) if moved_by(model, tokens, j)[k + 1, 0]] == list(range(2, k + 2))
 
 
 @pytest.mark.parametrize("make", [lstm, *(partial(transformer, **options) for options in TRANSFORMERS.values())])
@@ -276,8 +302,7 @@ def test_attention_against_its_definition():
     """One block, no positions: softmax(QK / sqrt(D)) V over the past, head by head, one query at a time."""
     block = transformer(positions="none").blocks[0]
     x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
-    empty = torch.zeros(1, 2, 0, 8)
-    attended, (keys, values) = block.attend(x, (empty, empty))
+    attended, _ = block.attend(x, block.start(1, x))
     queries, keys, values = (block.attention_in(x)[0, :, part * 16 : part * 16 + 16] for part in range(3))
     for t in range(6):
         heads = []
@@ -287,6 +312,33 @@ def test_attention_against_its_definition():
         torch.testing.assert_close(attended[0, t], block.attention_out(torch.cat(heads)), atol=1e-5, rtol=1e-4)
 
 
+def test_the_short_convolution_and_the_norm_of_queries_and_keys_against_their_definitions():
+    """One block, no positions, one head: filters of three over time, then rows of mean square 1; token by token too."""
+    block = transformer(positions="none", n_heads=1, short_conv=True, qk_norm=True).blocks[0]
+    nn.init.normal_(block.conv)
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(0))
+    before = nn.functional.pad(block.attention_in(x)[0], (0, 0, 2, 0))  # (2 + T, 3 d)
+    filtered = torch.stack([(before[t : t + 3] * block.conv).sum(0) for t in range(6)])
+    queries, keys, values = filtered.chunk(3, dim=1)
+    queries, keys = (each / each.square().mean(1, keepdim=True).sqrt() for each in (queries, keys))
+    rows = [(keys[: t + 1] @ queries[t] / 4).softmax(0) @ values[: t + 1] for t in range(6)]
+    expected = block.attention_out(torch.stack(rows))
+    torch.testing.assert_close(block.attend(x, block.start(1, x))[0][0], expected, atol=1e-4, rtol=1e-4)
+    past, steps = block.start(1, x), []
+    for part in (x[:, :1], x[:, 1:4], x[:, 4:]):
+        attended, past = block.attend(part, past)
+        steps.append(attended[0])
+    torch.testing.assert_close(torch.cat(steps), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_short_convolution_changes_nothing_before_training():
+    plain, conv = transformer(), transformer(short_conv=True)
+    conv.load_state_dict(plain.state_dict(), strict=False)
+    for block in conv.blocks:
+        block.conv.data /= 5  # what `transformer` made of it
+    torch.testing.assert_close(conv(random_tokens(7, 3)), plain(random_tokens(7, 3)))
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("mlp", ["swiglu", "silu"])
 def test_a_block_against_its_definition(norm, mlp):
@@ -294,7 +346,7 @@ def test_a_block_against_its_definition(norm, mlp):
     for each in block.norms:
         nn.init.uniform_(each.weight, 0.5, 2)
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    empty = torch.zeros(2, 2, 0, 8)
+    past = block.start(2, x)
 
     def mixed(x):
         if mlp == "silu":
@@ -303,12 +355,12 @@ def test_a_block_against_its_definition(norm, mlp):
         return block.mlp_out(gate * gate.sigmoid() * up)
 
     if norm == "pre":
-        middle = x + block.attend(block.norms[0](x), (empty, empty))[0]
+        middle = x + block.attend(block.norms[0](x), past)[0]
         expected = middle + mixed(block.norms[1](middle))
     else:
-        middle = block.norms[0](x + block.attend(x, (empty, empty))[0])
+        middle = block.norms[0](x + block.attend(x, past)[0])
         expected = block.norms[1](middle + mixed(middle))
-    torch.testing.assert_close(block(x, (empty, empty))[0], expected)
+    torch.testing.assert_close(block(x, past)[0], expected)
 
 
 def test_the_hidden_width_of_a_block_keeps_its_number_of_weights():

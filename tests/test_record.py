@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from oracles import ROOT
 
@@ -49,7 +50,7 @@ def test_nothing_runs_for_an_unknown_name_or_without_the_text(monkeypatch, tmp_p
 
 def test_notebooks_that_show_a_recording_run_after_it(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(record, "make", lambda each, _: made.append(each))
+    monkeypatch.setattr(record, "make", lambda each, *_: made.append(each))
     monkeypatch.setattr(record, "draw_record", lambda: "none")
     known = record.recordings()
     for names, expected in {
@@ -75,18 +76,26 @@ def test_a_recording_copies_its_own_files_and_no_others(elsewhere, monkeypatch, 
     line = "--stories small --max_stories 60 --block_size 20 --models kgram --steps 2 --prompt Once --record tale"
     each = record.Recording("tale tale_summary", 1, commands=(line,))
     before = digests(RECORD, ROOT / "figures")
-    record.make(each, str(tmp_path))
+    record.make(each, str(tmp_path), tmp_path / "tale.done")
     assert sorted(path.name for path in elsewhere.iterdir()) == ["tale.csv", "tale_summary.csv"]
     assert (workbook_out / "record" / "runs" / "tale_samples.csv").exists()  # made, and not asked for
     assert digests(RECORD, ROOT / "figures") == before
     with pytest.raises(FileNotFoundError):  # a file that the run did not make is never the one of the time before
-        record.make(each._replace(files="tale", commands=()), None)
+        record.make(each._replace(files="tale", commands=()), None, tmp_path / "none.done")
 
 
-def test_a_failed_recording_changes_nothing(elsewhere):
+def test_a_failed_recording_changes_nothing_and_goes_on_where_it_was(elsewhere, workbook_out, tmp_path):
+    line = "--stories small --max_stories 60 --block_size 20 --models kgram --steps 2 --prompt Once --record tale"
+    lines, log = (f"{line} --seed 0", f"{line} --seed 1"), tmp_path / "tale.done"
+    broken = record.Recording("tale", 1, commands=(lines[0], "--kgram_k 0", lines[1]))
     with pytest.raises(subprocess.CalledProcessError):
-        record.make(record.Recording("tale", 1, commands=("--kgram_k 0",)), None)
-    assert not list(elsewhere.iterdir())
+        record.make(broken, None, log)
+    assert not list(elsewhere.iterdir()) and log.read_text().splitlines() == [lines[0]]
+    first = pd.read_csv(workbook_out / "record" / "runs" / "tale.csv")
+    record.make(broken._replace(commands=lines), None, log, resume=True)
+    whole = pd.read_csv(elsewhere / "tale.csv")
+    assert whole["seed"].tolist() == [0, 0, 1, 1] and log.read_text().splitlines() == [*lines]
+    assert whole["step_s"].tolist()[:2] == first["step_s"].tolist()  # not run again
 
 
 def test_figures_are_the_readers_where_the_runs_are(workbook_out, capsys):

@@ -40,7 +40,7 @@ def make_record(args: argparse.Namespace) -> None:
     if args.list:
         print(record.table())
     else:
-        record.record(args.names, args.stories)
+        record.record(args.names, args.stories, args.resume)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NAME", help="see --list; default: all")
     command.add_argument("--list", action="store_true", help="print what makes which files, and in how many minutes")
     command.add_argument("--stories", metavar="FOLDER", help="TinyStories: a folder with train.txt and valid.txt")
+    command.add_argument("--resume", action="store_true", help="leave out command lines that ran before it was stopped")
     return parser
 
 

@@ -19,6 +19,10 @@ SEPARATOR = """what lies between the texts of a file: line ends (lines), blank l
 (guessed from the file)"""
 CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an
 epoch draws as many as there are (no)"""
+NETS = """the k-gram's net: an MLP over all embeddings, or over the newest and sums of older ones, with residual blocks
+(its inner layers)"""
+UNIGRAM = """start the head's bias at the log frequency of each token in training: the first loss is the unigram's, not
+ln V"""
 BFLOAT16 = """compute matrix products in bfloat16, which processors without instructions for it do slowly; auto:
 measure both for a second at the start and take the faster"""
 
@@ -75,13 +79,17 @@ class ModelConfig(Options):
     embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", 1, 10**6)
     hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6)
     kgram_k: int = option(3, "tokens of context", 1, 1000)
+    kgram_net: str = option("embedding", NETS, choices=("embedding", "pooled"))
     kgram_chunk_size: int | None = option(None, "contexts that go through the net at once (all)", 1, MANY)
     num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", 0, 1000)
     n_heads: int = option(4, "attention heads of the Transformer; E must be a multiple of 2 N", 1, 1000)
     n_blocks: int = option(2, "blocks of the Transformer", 1, 1000)
     norm: str = option("pre", "RMSNorm before or after each part", choices=("pre", "post"))
     positions: str = option("rotary", "of the Transformer", choices=("rotary", "learned", "none"))
+    short_conv: bool = option(False, "the Transformer's queries, keys and values mix those of three tokens")
+    qk_norm: bool = option(False, "norm the Transformer's queries and keys")
     head: str | None = option(None, "shares the embedding's table (the Transformer's) or not", choices=("tied", "free"))
+    unigram_bias: bool = option(False, UNIGRAM)
     embedding_from: Path | None = option(None, "start from the embedding table in this .safetensors file (no)")
     dropout: float = option(0.0, "share of the last hidden state that training drops", 0, 0.99)
     compile: bool = option(False, "compile the k-gram's net and the Transformer's blocks; the first steps take longer")

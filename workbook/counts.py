@@ -117,24 +117,25 @@ def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
     return [estimate if 0 < estimate < i else y for i, estimate in enumerate(estimates, start=1)]
 
 
-def mixed_loss(first: Tensor, second: Tensor, half: Tensor, seen: Tensor | None = None) -> tuple[float, float]:
+def mixed_loss(first: Tensor, second: Tensor, tuning: Tensor, seen: Tensor | None = None) -> tuple[float, float]:
     """The loss (nats a token) of two models' mixture, and the first one's mean weight.
 
-    `first` and `second` are their probabilities of the targets. Where `half` is true, the weight is the best one (by
-    expectation-maximisation) where it is false, and the other way round: no target chooses its own. With `seen`, how
-    often a context was counted, those seen 0, 1, 2 to 3, 4 to 7, … times have their own (Jelinek & Mercer 1980).
+    `first` and `second` are their probabilities of the targets. The weight is the best one (by
+    expectation-maximisation) where `tuning` is true; the loss is that of the other targets. With `seen`, how often a
+    context was counted, those seen 0, 1, 2 to 3, 4 to 7, … times have their own (Jelinek & Mercer 1980).
     """
-    group = torch.zeros_like(half, dtype=torch.int64) if seen is None else seen.clamp(min=0.5).log2().floor().long() + 1
-    weights = torch.full(half.shape, 0.5, dtype=first.dtype)
-    for side in (half, ~half):
-        weight = torch.full((int(group.max()) + 1,), 0.5, dtype=first.dtype)
-        size = group[side].bincount(minlength=len(weight))
-        for _ in range(50):
-            a = weight[group[side]] * first[side]
-            share = a / (a + (1 - weight[group[side]]) * second[side])
-            weight = torch.zeros_like(weight).index_add_(0, group[side], share) / size.clamp(min=1)
-        weights[~side] = weight.where(size > 0, 0.5)[group[~side]]
-    return -(weights * first + (1 - weights) * second).log().mean().item(), weights.mean().item()
+    group = torch.zeros_like(tuning, dtype=torch.int64)
+    if seen is not None:
+        group = seen.clamp(min=0.5).log2().floor().long() + 1
+    weight = torch.full((int(group.max()) + 1,), 0.5, dtype=first.dtype)
+    size = group[tuning].bincount(minlength=len(weight))
+    for _ in range(50):
+        a = weight[group[tuning]] * first[tuning]
+        share = a / (a + (1 - weight[group[tuning]]) * second[tuning])
+        weight = torch.zeros_like(weight).index_add_(0, group[tuning], share) / size.clamp(min=1)
+    weights = weight.where(size > 0, 0.5)[group[~tuning]]
+    mixed = weights * first[~tuning] + (1 - weights) * second[~tuning]
+    return -mixed.log().mean().item(), weights.mean().item()
 
 
 def n_grams(tokens: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:

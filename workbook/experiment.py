@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import helpers
-from helpers import SequenceModel
+from helpers import SequenceModel, count_targets
 from workbook import text
 from workbook.batches import CorpusContexts, make_batches
 from workbook.config import BatchConfig, ModelConfig, TextConfig
 from workbook.counts import KneserNey, mixed_loss, target_windows
 from workbook.records import add_to_run
 
+NETS: dict[str, Any] = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
 POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans of the loss by position begin
 
 
@@ -35,6 +36,12 @@ class Data:
     kgram_k: int
     opening: str = ""  # the first words of the text, which samples go on from
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def halves(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Validation stories to choose by while training and fit mixtures on, and the others, which losses are of."""
+        middle = len(self.validation) // 2
+        return self.validation[:middle], self.validation[middle:]
 
     @functools.cached_property
     def kneser_ney(self) -> tuple[Tensor, Tensor]:
@@ -94,7 +101,9 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         data.weights = [share / len(part) for share, part in shares.values() for _ in part]
     if config.validation_stories:
         data.validation = stories("validation", config.validation_stories)
-        data.notes.append(f"validation: {len(data.validation)} stories")
+        if len(data.validation) < 2:
+            raise ValueError("one validation story cannot be split in two; give 2 --validation_stories, or more")
+        data.notes.append("validation: {} stories to choose by and {} to report on".format(*map(len, data.halves)))
     if config.compact:  # the same text in the ids that occur in training
         data.sequences, ids = text.compact_vocabulary(data.sequences)
         data.validation, data.vocab_size = text.renumber(data.validation, ids), len(ids)
@@ -113,10 +122,11 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         model: SequenceModel = helpers.LSTMSeqModel(vocab_size, embed_size, hidden_size, tied=tied)
     elif name == "Transformer":
         options: dict[str, Any] = {"norm": config.norm, "positions": config.positions, "max_length": max_length}
+        options |= {"short_conv": config.short_conv, "qk_norm": config.qk_norm}
         model = helpers.TransformerModel(vocab_size, embed_size, config.n_heads, config.n_blocks, tied=tied, **options)
     else:
         k = config.kgram_k
-        net = helpers.EmbeddingMLP(vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
+        net = NETS[config.kgram_net](vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
         model = helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=config.kgram_chunk_size, tied=tied)
     model.dropout.p = config.dropout
     if config.embedding_from:
@@ -153,17 +163,20 @@ def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dic
 
 
 def measure(model: SequenceModel, data: Data) -> tuple[dict[str, float], pd.DataFrame]:
-    """Validation loss of the model, of Kneser-Ney of k tokens and of both mixed, in a row; the loss by position."""
+    """Loss of the model, of Kneser-Ney of k tokens and of both mixed, in a row; the loss by position.
+
+    All on the second half of the validation stories; the weights of the mixture are fitted on the first.
+    """
     nats = helpers.target_log_probabilities(model, data.validation)
-    flat = torch.cat(nats)
+    flat, (tuning, reported) = torch.cat(nats), data.halves
     net, (counted, seen) = flat[~flat.isnan()].double().exp(), data.kneser_ney
-    half = torch.arange(len(net)) < len(net) // 2
-    loss = -net.log().mean().item()
+    first = torch.arange(len(net)) < sum(count_targets(story[:, None], data.vocab_size) for story in tuning)
+    loss = -net[~first].log().mean().item()
     row = {"validation_loss": loss, "perplexity": math.exp(loss)}
-    row["bits_per_byte"] = text.bits_per_byte(loss, data.validation, data.tokenizer)
-    row |= {"kneser_ney_order": data.kgram_k + 1, "kneser_ney_loss": -counted.log().mean().item()}
-    row["mixed_loss"], row["mix_weight"] = mixed_loss(net, counted, half, seen)
-    return row, pd.DataFrame(helpers.loss_by_position(nats, POSITIONS))
+    row["bits_per_byte"] = text.bits_per_byte(loss, reported, data.tokenizer)
+    row |= {"kneser_ney_order": data.kgram_k + 1, "kneser_ney_loss": -counted[~first].log().mean().item()}
+    row["mixed_loss"], row["mix_weight"] = mixed_loss(net, counted, first, seen)
+    return row, pd.DataFrame(helpers.loss_by_position(nats[len(tuning) :], POSITIONS))
 
 
 def add_tables(name: str, labels: dict[str, Any], **tables: pd.DataFrame) -> None:

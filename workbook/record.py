@@ -112,13 +112,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def record(names: Sequence[str], stories: str | None = None) -> None:
+def record(names: Sequence[str], stories: str | None = None, resume: bool = False) -> None:
     """Make the named recordings again (all of them where none is named), then figures, captions and README.
 
     The notebooks that show what was recorded are executed in place, 06, which answers from all of it, last.
 
-    `stories` is a folder with train.txt and valid.txt of TinyStories, for those that train on them. ValueError before
-    anything runs for an unknown name or a folder that is needed and missing.
+    `stories` is a folder with train.txt and valid.txt of TinyStories, for those that train on them. `resume` leaves out
+    the command lines that have run to their end since a recording began and was stopped. ValueError before anything
+    runs for an unknown name or a folder that is needed and missing.
     """
     known = recordings()
     if unknown := [name for name in names if name not in known]:
@@ -131,12 +132,15 @@ def record(names: Sequence[str], stories: str | None = None) -> None:
     print(f"recording {', '.join(chosen)}: about {sum(each.minutes for each in chosen.values()):.0f} minutes")
     for name, each in chosen.items():
         print(f"\n== {name}: {each.notebook or f'{len(each.commands)} command lines'}, {each.minutes:g} minutes")
-        make(each, stories)
+        make(each, stories, output_folder("record") / f"{name}.done", resume)
     print(f"\nfigures and README: {draw_record()}")
 
 
-def make(each: Recording, folder_of_stories: str | None) -> None:
-    """Run one recording in out/record and copy its files to data/runs. A file that it did not make is an error."""
+def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool = False) -> None:
+    """Run one recording in out/record and copy its files to data/runs. A file that it did not make is an error.
+
+    `log` gets each command line that has run to its end; with `resume` those in it are left out.
+    """
     folder = output_folder("record")
     runs, stories = folder / "runs", str(folder / "tinystories")
     runs.mkdir(exist_ok=True)
@@ -144,15 +148,20 @@ def make(each: Recording, folder_of_stories: str | None) -> None:
         Path(stories).unlink(missing_ok=True)
         Path(stories).symlink_to(Path(folder_of_stories).resolve())
     files = [f"{name}.csv" for name in each.files.split()]
-    for name in files:
-        (runs / name).unlink(missing_ok=True)
+    if not (resume and log.exists()):
+        log.write_text("")
+        for name in files:
+            (runs / name).unlink(missing_ok=True)
+    done = log.read_text().splitlines()
     before = os.environ.get("WORKBOOK_OUT")
     os.environ["WORKBOOK_OUT"] = str(folder)  # of the kernel and the command lines
     try:
-        for line in each.commands:
-            line = line.format(stories=shlex.quote(stories), out=shlex.quote(str(folder)))
-            print(f"$ python pico-llm.py {line}", flush=True)
-            subprocess.run([sys.executable, "pico-llm.py", *shlex.split(line)], cwd=ROOT, check=True)
+        for line in (line for line in each.commands if line not in done):
+            command = line.format(stories=shlex.quote(stories), out=shlex.quote(str(folder)))
+            print(f"$ python pico-llm.py {command}", flush=True)
+            subprocess.run([sys.executable, "pico-llm.py", *shlex.split(command)], cwd=ROOT, check=True)
+            with log.open("a") as lines:
+                lines.write(f"{line}\n")
         if each.notebook:
             path = FOLDER / f"{each.notebook}.ipynb"
             values = {key: stories if value == "{stories}" else value for key, value in each.parameters.items()}
