@@ -21,7 +21,16 @@ from helpers import SequenceModel, annotate, count_parameters, generate
 from workbook import config as options
 from workbook import fast
 from workbook.batches import make_batches
-from workbook.experiment import Data, add_tables, build_model, choose_batches, compiled_parts, measure, read_text
+from workbook.experiment import (
+    Data,
+    add_tables,
+    build_model,
+    choose_batches,
+    compiled_parts,
+    measure,
+    read_text,
+    start_from_frequencies,
+)
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.records import output_folder, run_file, summarise
 from workbook.training import settle_bfloat16, train
@@ -90,6 +99,8 @@ class Experiment:
         torch.manual_seed(config.training.seed)
         longest = config.text.block_size + config.sample.max_new_tokens + 1000  # positions; a prompt of 1,000 tokens
         self.model = build_model(name, config.model, data.vocab_size, longest).to(device)
+        if config.model.unigram_bias:
+            start_from_frequencies(self.model, data.sequences)
         if config.model.compile and not compiled_parts(self.model):
             print(f"{name}: --compile leaves it as it is; its layer is one fused kernel already")
         self.batches = choose_batches(name, data, config.batch, config.training.seed)

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import io
 import itertools
+import math
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, load_model
 
 from workbook import fast
 from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig
-from workbook.experiment import build_model
+from workbook.experiment import build_model, read_text
 
 NOTES = (
     "python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_size 32 --max_steps_per_epoch 1 "
@@ -388,6 +389,19 @@ def test_validation_and_records(run, workbook_out):
     assert positions["to"].max() == 39  # the last span ends where the longest story does
 
 
+def test_the_first_loss_of_a_unigram_bias_is_the_unigrams(run, workbook_out):
+    """The first row's loss is that of the untrained model: near that of the token frequencies, not near ln V."""
+    for name, option in (("plain", ""), ("frequent", "--unigram_bias")):
+        run(f"{STORIES} --compact --models lstm --record {name} {option} --steps 1 --batch_size 60")
+    plain, frequent = (pd.read_csv(workbook_out / "runs" / f"{name}.csv")["loss"][0] for name in ("plain", "frequent"))
+    config = TextConfig(stories="small", max_stories=60, block_size=40, compact=True)
+    data = read_text(config, 3)
+    targets = torch.cat([sequence[1:] for sequence in data.sequences])
+    share = targets.bincount(minlength=data.vocab_size) / len(targets)
+    unigram = -share[targets].log().mean().item()
+    assert abs(frequent - unigram) < 0.1 and abs(plain - math.log(data.vocab_size)) < 0.1 and plain > unigram + 0.5
+
+
 def test_auto_says_what_it_took_and_the_row_has_it(run, workbook_out):
     shown = run("--bfloat16 auto --record narrow")
     taken = re.search(r"bfloat16 auto: (on|off); forward and backward take off \d+ ms, on \d+ ms", shown)[1]
@@ -412,6 +426,9 @@ def test_stories_of_a_folder_and_their_number(run, tmp_path):
         tales = "<|endoftext|>".join(f"Tale {i} ends well." for i in range(start, start + 50))
         (tmp_path / f"{name}.txt").write_text(tales)
     options = f"--tinystories_weight 1 --stories {tmp_path} --prompt Tale --compact --validation_stories 9"
-    assert "stories: 50 sequences" in (shown := run(options)) and "validation: 9 stories" in shown
+    assert (
+        "stories: 50 sequences" in (shown := run(options))
+        and "validation: 4 stories to choose by and 5 to report on" in shown
+    )
     assert "stories: 20 sequences" in run(f"{options} --max_stories 20")
     assert re.search(r"[1-9]\d* validation tokens lie outside", shown)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 
@@ -34,9 +35,9 @@ def test_every_command_line_is_one_that_the_parser_takes():
     code += "p = importlib.util.module_from_spec(spec); spec.loader.exec_module(p); "
     code += "[p.read_options(p.build_parser().parse_args(line)) for line in json.load(sys.stdin)]"
     lines = [line for each in record.recordings().values() for line in each.commands]
-    split = [line.format(stories="tinystories", out="out").split() for line in lines]
+    split = [shlex.split(line.format(stories="tinystories", out="out")) for line in lines]
     subprocess.run([sys.executable, "-c", code], input=json.dumps(split), text=True, cwd=ROOT, check=True)
-    assert len(lines) == 8 + 18
+    assert len(lines) == 7 + 21
 
 
 def test_nothing_runs_for_an_unknown_name_or_without_the_text(monkeypatch, tmp_path):

@@ -83,13 +83,17 @@ class KneserNey:
             probability = probability.where(~known, longer)
         return probability
 
-    def times_seen(self, contexts: Tensor) -> Tensor:
-        """How often the newest order - 1 tokens of contexts (M, order - 1 or more) occur in the text, (M,) float64."""
+    def longest_seen(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """How many of a context's newest tokens the text has in this order, at most order - 1, and how often, (M,)."""
+        contexts = contexts.cpu()
         place, known = torch.zeros(len(contexts), dtype=torch.int64), torch.ones(len(contexts), dtype=torch.bool)
+        length, count = torch.zeros_like(place), torch.full_like(place, int(self.levels[0]["total"][0]))
         for m in range(1, self.order):
-            place, found = look_up(self.context_keys[m], place * self.base + contexts.cpu()[:, -m])
+            place, found = look_up(self.context_keys[m], place * self.base + contexts[:, -m])
             known &= found
-        return self.levels[-1]["total"][place] * known
+            length += known
+            count = count.where(~known, self.levels[m]["total"][place].long())
+        return length, count
 
     def loss(self, sequences: Iterable[Tensor]) -> float:
         """Mean nats a token over all targets of the sequences."""
@@ -117,23 +121,25 @@ def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
     return [estimate if 0 < estimate < i else y for i, estimate in enumerate(estimates, start=1)]
 
 
-def mixed_loss(first: Tensor, second: Tensor, tuning: Tensor, seen: Tensor | None = None) -> tuple[float, float]:
+def mixed_loss(first: Tensor, second: Tensor, tuning: Tensor, seen: tuple[Tensor, Tensor] | None = None):
     """The loss (nats a token) of two models' mixture, and the first one's mean weight.
 
     `first` and `second` are their probabilities of the targets. The weight is the best one (by
-    expectation-maximisation) where `tuning` is true; the loss is that of the other targets. With `seen`, how often a
-    context was counted, those seen 0, 1, 2 to 3, 4 to 7, … times have their own (Jelinek & Mercer 1980).
+    expectation-maximisation) where `tuning` is true; the loss is that of the other targets. With `seen`, what
+    `longest_seen` finds, contexts of which as much was seen, 1, 2 to 3, 4 to 7, … times, have a weight of their own
+    (Jelinek & Mercer 1980), as if of five targets more each model had taken its overall share.
     """
     group = torch.zeros_like(tuning, dtype=torch.int64)
     if seen is not None:
-        group = seen.clamp(min=0.5).log2().floor().long() + 1
+        group = 64 * seen[0] + seen[1].clamp(min=1).log2().floor().long()
     weight = torch.full((int(group.max()) + 1,), 0.5, dtype=first.dtype)
     size = group[tuning].bincount(minlength=len(weight))
     for _ in range(50):
         a = weight[group[tuning]] * first[tuning]
         share = a / (a + (1 - weight[group[tuning]]) * second[tuning])
-        weight = torch.zeros_like(weight).index_add_(0, group[tuning], share) / size.clamp(min=1)
-    weights = weight.where(size > 0, 0.5)[group[~tuning]]
+        weight = torch.zeros_like(weight).index_add_(0, group[tuning], share)
+        weight = (weight + 5 * share.mean()) / (size + 5)
+    weights = weight[group[~tuning]]
     mixed = weights * first[~tuning] + (1 - weights) * second[~tuning]
     return -mixed.log().mean().item(), weights.mean().item()
 

@@ -3,7 +3,7 @@
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,11 +44,11 @@ class Data:
         return self.validation[:middle], self.validation[middle:]
 
     @functools.cached_property
-    def kneser_ney(self) -> tuple[Tensor, Tensor]:
-        """Modified Kneser-Ney on validation: each target's probability, and how often its context was seen."""
+    def kneser_ney(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Modified Kneser-Ney on validation: each target's probability, and what of its context was seen, how often."""
         windows = target_windows(self.validation, self.kgram_k, self.vocab_size)
         counts = KneserNey(self.sequences, self.vocab_size, self.kgram_k + 1)
-        return counts.probability(windows[:, :-1], windows[:, -1]), counts.times_seen(windows[:, :-1])
+        return counts.probability(windows[:, :-1], windows[:, -1]), counts.longest_seen(windows[:, :-1])
 
     @functools.cached_property
     def data_hash(self) -> str:
@@ -141,6 +141,13 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         for part in compiled_parts(model):
             part.compile(dynamic=True)  # the number of distinct contexts changes from batch to batch
     return model
+
+
+def start_from_frequencies(model: SequenceModel, sequences: Iterable[Tensor]) -> None:
+    """Set the head's bias to the log frequency of each token among the targets; one that is none counts as a tenth."""
+    targets = torch.cat([sequence[1:] for sequence in sequences])
+    seen = targets[targets < model.vocab_size].bincount(minlength=model.vocab_size).double().clamp(min=0.1)
+    model.head.bias.data.copy_((seen / seen.sum()).log())
 
 
 def compiled_parts(model: SequenceModel) -> list[torch.nn.Module]:

@@ -25,12 +25,20 @@ from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
 
 TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
 RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_every 20 --samples 8 --max_new_tokens 100"
-WHOLE_STORY = "--weight_decay 0.01 --batch_size 8 --similar_lengths --embed_size 192"
-LSTM = f"--models LSTM {WHOLE_STORY} --hidden_size 384 --learning_rate 0.008 --validate_every 200"
-TRANSFORMER = f"--models Transformer {WHOLE_STORY} --n_heads 2 --learning_rate 0.003 --validate_every 150"
-KGRAM = (
-    "--models k-gram --hidden_size 320 --learning_rate 0.003 --corpus_contexts --batch_size 1024 --blanks 0.3 "
-    "--dropout 0.2 --weight_decay 0.2 --validate_every 500"
+WHOLE_STORY = "--batch_size 8 --similar_lengths --embed_size 192 --unigram_bias"
+LSTM = (
+    f"--models LSTM {WHOLE_STORY} --hidden_size 384 --learning_rate 0.008 --weight_decay 0.01 --budget_tokens 2900000 "
+    "--validate_every 200"
+)
+TRANSFORMER = (
+    f"--models Transformer {WHOLE_STORY} --n_heads 2 --short_conv --qk_norm --learning_rate 0.003 --weight_decay 0.01 "
+    "--budget_tokens 2300000 --validate_every 150"
+)
+CONTEXTS = "--models k-gram --corpus_contexts --batch_size 1024 --validate_every 250"
+KGRAM = f"{CONTEXTS} --hidden_size 320 --learning_rate 0.003 --blanks 0.3 --dropout 0.2 --weight_decay 0.2"
+POOLED = (
+    f"{CONTEXTS} --kgram_net pooled --embed_size 192 --hidden_size 384 --unigram_bias --learning_rate 0.004 "
+    "--dropout 0.2 --weight_decay 0.1"
 )
 
 
@@ -46,20 +54,21 @@ class Recording(NamedTuple):
 
 
 def five_minutes() -> list[str]:
-    """Three models, three seeds, 300 s each; then a k-gram for 20 s from an embedding of each kind."""
-    long = "--record stories_5min --budget_seconds 300 --output_dir {out}/seed{seed} --seed {seed}"
-    short = f"--record stories_reuse --budget_seconds 20 {KGRAM} --embed_size 192 --seed {{seed}}"
+    """Four models, three seeds, about 300 s each; then a k-gram for 300 steps from an embedding of each kind."""
+    long = "--record stories_5min --output_dir {out}/seed{seed} --seed {seed}"
+    short = f"--record stories_reuse --steps 300 {KGRAM} --embed_size 192 --seed {{seed}}"
     start = "--label from_{name} --embedding_from {{out}}/seed0/{model}.safetensors"
     starts = [start.format(name=model.lower(), model=model) for model in ("LSTM", "Transformer")]
-    lines = [f"{long} {model}" for model in (LSTM, TRANSFORMER, f"{KGRAM} --embed_size 160")]
+    kgrams = f"--steps 2250 {KGRAM} --embed_size 160", f'--steps 2250 {POOLED} --kgram_k 32 --label "pooled k-gram"'
+    lines = [f"{long} {model}" for model in (TRANSFORMER, LSTM, *kgrams[::-1])]
     lines += [f"{short} {start}" for start in ("--label fresh", *starts)]
     return [f"{TEXT} {RECIPE} {line}".replace("{seed}", str(seed)) for line in lines for seed in range(3)]
 
 
 def several_k() -> list[str]:
-    """The k-gram of the five-minute runs with k = 1 … 8, 45 s each."""
-    line = f"{TEXT} {RECIPE} --record stories_k --budget_seconds 45 {KGRAM} --embed_size 160"
-    return [f"{line} --kgram_k {k} --label k={k}" for k in range(1, 9)]
+    """The pooled k-gram of the five-minute runs with k = 1 … 16."""
+    line = f"{TEXT} {RECIPE} --record stories_k --steps 2250 {POOLED}"
+    return [f"{line} --kgram_k {k} --label k={k}" for k in (1, 2, 3, 5, 8, 16, 32)]
 
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
