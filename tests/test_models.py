@@ -6,11 +6,12 @@ import itertools
 import math
 from functools import partial
 
+import nbformat
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import DESIGNS, NOTEBOOK_02, kgram, loop_logits, lstm, random_tokens, transformer
+from oracles import DESIGNS, NOTEBOOK_02, ROOT, kgram, loop_logits, lstm, random_tokens, transformer
 from torch import nn
 
 import helpers
@@ -257,11 +258,13 @@ def test_a_detached_embedding_is_found():
         helpers.check_gradient_flow(kgram(Detached), random_tokens(10, 4))
 
 
-def test_notebook_and_helpers_hold_the_same_embedding_mlp(notebook_02):
-    cells = [cell for cell in notebook_02.cells if "export" in cell.metadata.get("tags", [])]
+@pytest.mark.parametrize("number, name", [("02", "EmbeddingMLP"), ("04", "PooledMLP")])
+def test_notebook_and_helpers_hold_the_same_net(number, name):
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    cells = [cell for cell in nbformat.read(path, 4).cells if "export" in cell.metadata.get("tags", [])]
     taught = [node for cell in cells for node in ast.parse(cell.source).body]
-    assert [node.name for node in taught] == ["EmbeddingMLP"]
-    shared = ast.parse(inspect.getsource(helpers.EmbeddingMLP)).body[0]
+    assert [node.name for node in taught] == [name]
+    shared = ast.parse(inspect.getsource(getattr(helpers, name))).body[0]
     assert ast.dump(taught[0]) == ast.dump(shared)
 
 

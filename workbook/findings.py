@@ -415,7 +415,7 @@ def counts_by_k(summary: pd.DataFrame) -> str:
     """At how many values of k counts have a lower loss than the k-gram, and the mixture the lowest."""
     net, counted, mixed = (summary[name] for name in ("validation_loss", "kneser_ney_loss", "mixed_loss"))
     ahead, best = (counted < net).sum(), ((mixed < net) & (mixed < counted)).sum()
-    return f"Counts have a lower loss than the k-gram at {ahead} of {len(net)} k, the mixture has the lowest at {best}"
+    return f"Counts have a lower loss than the net at {ahead} of {len(net)} k, the mixture has the lowest at {best}"
 
 
 def decision_sentence(table: pd.DataFrame) -> str:
@@ -591,14 +591,28 @@ def stories(load: Load = load_runs) -> dict:
     runs, reuse = load("stories_5min_summary"), load("stories_reuse_summary")
     kgram, text = runs[runs["model"] == "k-gram"].iloc[0], load("stories_text_tinystories").set_index("split")
     loss, starts = intervals(runs, "validation_loss"), intervals(reuse, "validation_loss")
-    require("LSTM and Transformer are level", level(loss.drop("k-gram")))
+    used, seconds = (runs.groupby("model")[column].mean() for column in ("tokens", "wall_s"))
+    require("the Transformer has the lowest loss", verdict(loss, higher_is_better=False) == "Transformer")
+    require("and has used fewer tokens than the LSTM", used["Transformer"] < used["LSTM"])
     require("its text is that of the models", (text["vocab_size"] == kgram["vocab_size"]).all())
     require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
     nats, bits = kgram["kneser_ney_loss"], kgram["bits_per_byte"] / kgram["validation_loss"]  # bits per byte for a nat
     values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
     values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}
-    values |= {"starts": starts, "seconds": runs["wall_s"].median(), "start_seconds": reuse["wall_s"].median()}
+    values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_steps": reuse["steps"].iloc[0]}
+    values |= {"starts": starts, "seconds": seconds, "window": window_parts(runs, load("stories_k_summary"))}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
+
+
+def window_parts(runs: pd.DataFrame, by_k: pd.DataFrame) -> dict[str, float]:
+    """How the distance in loss from the k-gram to the LSTM (nats) is made up, from mean losses.
+
+    `net`: the pooled net at the k of the k-gram (in stories_k). `window`: its longest window. `rest`: what is left.
+    """
+    loss, k = runs.groupby("model")["validation_loss"].mean(), runs.loc[runs["model"] == "k-gram", "kgram_k"].iloc[0]
+    pooled, ends = by_k.loc[by_k["kgram_k"] == k, "validation_loss"].iloc[0], loss["pooled k-gram"]
+    parts = {"net": loss["k-gram"] - pooled, "window": pooled - ends, "rest": ends - loss["LSTM"]}
+    return parts | {"whole": sum(parts.values())}
 
 
 def cost(load: Load = load_runs) -> dict:

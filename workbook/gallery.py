@@ -100,8 +100,8 @@ def render_captions(titles: Sequence[tuple[str, str]], load: Load = load_runs) -
 
 
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of k-gram, LSTM and Transformer in this order, then those of all others."""
-    rank = {"k-gram": 0, "LSTM": 1, "Transformer": 2}
+    """The rows of k-gram, pooled k-gram, LSTM and Transformer in this order, then those of all others."""
+    rank = {"k-gram": 0, "pooled k-gram": 1, "LSTM": 2, "Transformer": 3}
     return frame.sort_values("model", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
 
 
@@ -544,7 +544,7 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
 
 @figure_of("stories_live", "stories_live_summary")
 def stories_live_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
-    """Validation loss of three models trained live for a few seconds."""
+    """Validation loss of models trained live for a few seconds."""
     row = summary.iloc[0]
     levels = {f"Kneser-Ney, order {row['kneser_ney_order']}": row["kneser_ney_loss"]}
     levels |= {"Kneser-Ney, order 2": row["kneser_ney_2"]}
@@ -569,15 +569,15 @@ def stories_live_positions(positions: pd.DataFrame) -> None:
 
 @figure_of("stories_5min", "stories_5min_summary")
 def stories_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
-    """Validation loss of three models trained for five minutes on TinyStories."""
+    """Validation loss of four models trained for about five minutes on TinyStories."""
     levels = {"Kneser-Ney, order 4": summary.loc[summary["model"] == "k-gram", "kneser_ney_loss"].iloc[0]}
     loss = findings.comparison(intervals(summary, "validation_loss"), "validation loss")
-    draw_three_curves(steps, levels, f"Five minutes each: {loss}")
+    draw_three_curves(steps, levels, f"Up to {summary['wall_s'].max():,.0f} s each: {loss}")
 
 
 @figure_of("stories_5min_summary")
 def stories_mixture(summary: pd.DataFrame) -> None:
-    """Validation loss of three models, alone and mixed with counts."""
+    """Validation loss of each model, alone and mixed with counts."""
     note = f"bars: mean of {summary['seed'].nunique()} seeds, whiskers: lowest to highest"
     ax = slide(findings.mixture_gain(summary), note=note, ylabel="validation loss (nats per token)")
     rows = in_order(summary).rename(columns={"validation_loss": "alone", "mixed_loss": "with counts"})
@@ -607,8 +607,8 @@ def stories_positions(positions: pd.DataFrame) -> None:
 
 @figure_of("stories_k_summary")
 def stories_k(summary: pd.DataFrame) -> None:
-    """Validation loss against k: a k-gram, counts of the same context, and both mixed."""
-    columns = {"validation_loss": "k-gram", "kneser_ney_loss": "Kneser-Ney", "mixed_loss": "both mixed"}
+    """Validation loss against k: the pooled k-gram, counts of the same context, and both mixed."""
+    columns = {"validation_loss": "pooled k-gram", "kneser_ney_loss": "Kneser-Ney", "mixed_loss": "both mixed"}
     ax = slide(
         findings.counts_by_k(summary),
         note="one seed each",
@@ -616,6 +616,7 @@ def stories_k(summary: pd.DataFrame) -> None:
         ylabel="validation loss (nats per token)",
     )
     plot_models(ax, summary.sort_values("kgram_k").set_index("kgram_k")[list(columns)].rename(columns=columns))
+    log_axes(ax, x=summary["kgram_k"].unique())
     ax.legend()
 
 

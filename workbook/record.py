@@ -34,10 +34,10 @@ TRANSFORMER = (
     f"--models Transformer {WHOLE_STORY} --n_heads 2 --short_conv --qk_norm --learning_rate 0.003 --weight_decay 0.01 "
     "--budget_tokens 2300000 --validate_every 150"
 )
-CONTEXTS = "--models k-gram --corpus_contexts --batch_size 1024 --validate_every 250"
+CONTEXTS = "--models k-gram --corpus_contexts --batch_size 1024 --unigram_bias --validate_every 250"
 KGRAM = f"{CONTEXTS} --hidden_size 320 --learning_rate 0.003 --blanks 0.3 --dropout 0.2 --weight_decay 0.2"
 POOLED = (
-    f"{CONTEXTS} --kgram_net pooled --embed_size 192 --hidden_size 384 --unigram_bias --learning_rate 0.004 "
+    f"{CONTEXTS} --kgram_net pooled --embed_size 192 --hidden_size 384 --learning_rate 0.004 "
     "--dropout 0.2 --weight_decay 0.1"
 )
 
@@ -55,14 +55,14 @@ class Recording(NamedTuple):
 
 def five_minutes() -> list[str]:
     """Four models, three seeds, about 300 s each; then a k-gram for 300 steps from an embedding of each kind."""
-    long = "--record stories_5min --output_dir {out}/seed{seed} --seed {seed}"
-    short = f"--record stories_reuse --steps 300 {KGRAM} --embed_size 192 --seed {{seed}}"
+    long, short = "--record stories_5min --output_dir {out}/seed{seed}", "--record stories_reuse --steps 300"
+    kgram, pooled = f"{KGRAM} --embed_size 160", f'{POOLED} --kgram_k 32 --label "pooled k-gram"'
+    lines = [f"{long} {model}" for model in (TRANSFORMER, LSTM)]
+    lines += [f"{long}/{name} --steps 2250 {net}" for name, net in (("pooled", pooled), ("plain", kgram))]
     start = "--label from_{name} --embedding_from {{out}}/seed0/{model}.safetensors"
     starts = [start.format(name=model.lower(), model=model) for model in ("LSTM", "Transformer")]
-    kgrams = f"--steps 2250 {KGRAM} --embed_size 160", f'--steps 2250 {POOLED} --kgram_k 32 --label "pooled k-gram"'
-    lines = [f"{long} {model}" for model in (TRANSFORMER, LSTM, *kgrams[::-1])]
-    lines += [f"{short} {start}" for start in ("--label fresh", *starts)]
-    return [f"{TEXT} {RECIPE} {line}".replace("{seed}", str(seed)) for line in lines for seed in range(3)]
+    lines += [f"{short} {KGRAM} --embed_size 192 {start}" for start in ("--label fresh", *starts)]
+    return [f"{TEXT} {RECIPE} --seed {seed} {line}".replace("{seed}", str(seed)) for line in lines for seed in range(3)]
 
 
 def several_k() -> list[str]:
@@ -92,7 +92,7 @@ def recordings() -> dict[str, Recording]:
         "kgram_long": book("02", "kgram_curve kgram_stories_long_summary", 25, COMPLETE=True),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
-        "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k()), shown_in="04"),
+        "stories_k": Recording(tables.format("stories_k"), 22, commands=tuple(several_k()), shown_in="04"),
         "stories_5min": Recording(
             f"{tables.format('stories_5min')} {tables.format('stories_reuse')}",
             60,
