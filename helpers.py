@@ -165,7 +165,9 @@ class KGramMLPSeqModel(SequenceModel):
         super().__init__(vocab_size, width)
         self.net, self.k, self.chunk_size = net, k, chunk_size
         if tied:
-            table: Any = net.embedding
+            table = getattr(net, "embedding", None)
+            if not isinstance(table, nn.Embedding):
+                raise ValueError(f"{type(net).__name__} has no embedding for a tied head to share; use a free head")
             self.tie(table)
 
     def apply_net(self, contexts: Tensor) -> Tensor:  # (N, k) -> (N, H)

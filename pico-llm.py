@@ -28,6 +28,7 @@ from workbook.experiment import (
     choose_batches,
     compiled_parts,
     measure,
+    net_class,
     read_text,
     start_from_frequencies,
 )
@@ -60,6 +61,7 @@ def read_options(args: argparse.Namespace) -> Config:
         raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
     if config.output.label and len(config.model.models) > 1:
         raise ValueError("--label names one model; give one of --models at a time")
+    net_class(config.model.kgram_net)  # an unknown one is an error now
     if config.output.record:
         run_file(output_folder("runs"), config.output.record)  # a name that leads out of the folder is an error
     if config.sample.stop == "":

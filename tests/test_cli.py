@@ -323,6 +323,8 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--embedding_from absent.safetensors", "absent.safetensors"),
         ("--optimizer sgd", "--optimizer: invalid choice"),
         ("--label x --models lstm kgram", "--label names one model"),
+        ("--kgram_net onehot", "--kgram_net is 'onehot'; expected one of embedding, pooled, one-hot, convolution"),
+        ("--kgram_net one-hot --head tied", "OneHotMLP has no embedding for a tied head to share"),
         ("--record a/b", "run name 'a/b' is a path"),
         ("--epochs 99999999999999999999", "--epochs"),
         ("--embed_size 1000000", "allocate memory"),
@@ -400,6 +402,19 @@ def test_the_first_loss_of_a_unigram_bias_is_the_unigrams(run, workbook_out):
     share = targets.bincount(minlength=data.vocab_size) / len(targets)
     unigram = -share[targets].log().mean().item()
     assert abs(frequent - unigram) < 0.1 and abs(plain - math.log(data.vocab_size)) < 0.1 and plain > unigram + 0.5
+
+
+@pytest.mark.parametrize("net", ["embedding", "pooled", "one-hot", "convolution"])
+def test_each_net_of_the_kgram_trains_and_the_row_names_it(run, workbook_out, net):
+    run(f"--kgram_net {net} --kgram_k 5 --record nets")
+    (row,) = pd.read_csv(workbook_out / "runs" / "nets_summary.csv").to_dict("records")
+    assert row["kgram_net"] == net and row["kgram_k"] == 5
+    assert type(build_model("k-gram", ModelConfig(kgram_net=net), 90).net).__name__ in (
+        "EmbeddingMLP",
+        "PooledMLP",
+        "OneHotMLP",
+        "ConvHybrid",
+    )
 
 
 def test_auto_says_what_it_took_and_the_row_has_it(run, workbook_out):

@@ -19,8 +19,8 @@ SEPARATOR = """what lies between the texts of a file: line ends (lines), blank l
 (guessed from the file)"""
 CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an
 epoch draws as many as there are (no)"""
-NETS = """the k-gram's net: an MLP over all embeddings, or over the newest and sums of older ones, with residual blocks
-(its inner layers)"""
+NETS = """the k-gram's net: embedding (an MLP over the embeddings of all tokens), pooled (over the newest and sums of
+older ones, with residual blocks), or a name in DESIGNS of notebook 02: one-hot, convolution, your own"""
 UNIGRAM = """start the head's bias at the log frequency of each token in training: the first loss is the unigram's, not
 ln V"""
 BFLOAT16 = """compute matrix products in bfloat16, which processors without instructions for it do slowly; auto:
@@ -79,7 +79,7 @@ class ModelConfig(Options):
     embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", 1, 10**6)
     hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6)
     kgram_k: int = option(3, "tokens of context", 1, 1000)
-    kgram_net: str = option("embedding", NETS, choices=("embedding", "pooled"))
+    kgram_net: str = option("embedding", NETS)
     kgram_chunk_size: int | None = option(None, "contexts that go through the net at once (all)", 1, MANY)
     num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", 0, 1000)
     n_heads: int = option(4, "attention heads of the Transformer; E must be a multiple of 2 N", 1, 1000)

@@ -3,7 +3,7 @@
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,10 @@ from workbook import text
 from workbook.batches import CorpusContexts, make_batches
 from workbook.config import BatchConfig, ModelConfig, TextConfig
 from workbook.counts import KneserNey, mixed_loss, target_windows
+from workbook.notebooks import notebook_module
 from workbook.records import add_to_run
 
-NETS: dict[str, Any] = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
+NETS = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
 POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans of the loss by position begin
 
 
@@ -114,6 +115,19 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     return data
 
 
+def net_class(name: str) -> Callable[..., torch.nn.Module]:
+    """A net of the k-gram by its name: one of helpers.py, or of DESIGNS in notebook 02. ValueError for another name."""
+    if name in NETS:
+        return NETS[name]
+    designs = notebook_module("02_kgram_architectures", "imports", "design", "export").DESIGNS
+    if name not in designs:
+        known = ", ".join(dict.fromkeys([*NETS, *designs]))
+        raise ValueError(
+            f"--kgram_net is {name!r}; expected one of {known}, or a name entered in DESIGNS of notebook 02"
+        )
+    return designs[name]
+
+
 def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int = 2048) -> SequenceModel:
     """A model by its name; `max_length` is how far learned positions reach. ValueError for another's table."""
     embed_size, hidden_size = config.embed_size, config.hidden_size or config.embed_size
@@ -126,7 +140,7 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         model = helpers.TransformerModel(vocab_size, embed_size, config.n_heads, config.n_blocks, tied=tied, **options)
     else:
         k = config.kgram_k
-        net = NETS[config.kgram_net](vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
+        net = net_class(config.kgram_net)(vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
         model = helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=config.kgram_chunk_size, tied=tied)
     model.dropout.p = config.dropout
     if config.embedding_from:
