@@ -599,12 +599,18 @@ def stories(load: Load = load_runs) -> dict:
     nats, bits = kgram["kneser_ney_loss"], kgram["bits_per_byte"] / kgram["validation_loss"]  # bits per byte for a nat
     values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
     values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}
-    values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_steps": reuse["steps"].iloc[0]}
-    values |= {"starts": starts, "seconds": seconds, "window": window_parts(runs, load("stories_k_summary"))}
+    values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_seconds": reuse["wall_s"].median()}
+    values |= {"starts": starts, "seconds": seconds, "window": window_parts(load("stories_k_summary"), runs)}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
 
 
-def window_parts(runs: pd.DataFrame, by_k: pd.DataFrame) -> dict[str, float]:
+def by_window(by_k: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The pooled k-gram with each window, in order of k: the rows of stories_k, and seed 0 of the long runs."""
+    longest = runs[(runs["model"] == "pooled k-gram") & (runs["seed"] == 0)]
+    return pd.concat([by_k, longest]).sort_values("kgram_k", ignore_index=True)
+
+
+def window_parts(by_k: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
     """How the distance in loss from the k-gram to the LSTM (nats) is made up, from mean losses.
 
     `net`: the pooled net at the k of the k-gram (in stories_k). `window`: its longest window. `rest`: what is left.

@@ -605,17 +605,18 @@ def stories_positions(positions: pd.DataFrame) -> None:
     axes[0].legend()
 
 
-@figure_of("stories_k_summary")
-def stories_k(summary: pd.DataFrame) -> None:
+@figure_of("stories_k_summary", "stories_5min_summary")
+def stories_k(by_k: pd.DataFrame, runs: pd.DataFrame) -> None:
     """Validation loss against k: the pooled k-gram, counts of the same context, and both mixed."""
     columns = {"validation_loss": "pooled k-gram", "kneser_ney_loss": "Kneser-Ney", "mixed_loss": "both mixed"}
+    summary = findings.by_window(by_k, runs)
     ax = slide(
         findings.counts_by_k(summary),
         note="one seed each",
         xlabel="k, tokens of context",
         ylabel="validation loss (nats per token)",
     )
-    plot_models(ax, summary.sort_values("kgram_k").set_index("kgram_k")[list(columns)].rename(columns=columns))
+    plot_models(ax, summary.set_index("kgram_k")[list(columns)].rename(columns=columns))
     log_axes(ax, x=summary["kgram_k"].unique())
     ax.legend()
 

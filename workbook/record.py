@@ -25,7 +25,7 @@ from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
 
 TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
 RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_every 20 --samples 8 --max_new_tokens 100"
-WHOLE_STORY = "--similar_lengths --embed_size 192 --unigram_bias"
+WHOLE_STORY = "--similar_lengths --embed_size 192"
 LSTM = (
     f"--models LSTM {WHOLE_STORY} --hidden_size 384 --batch_size 4 --learning_rate 0.012 --dropout 0.1 "
     "--weight_decay 0.1 --budget_tokens 2900000 --validate_every 400"
@@ -34,7 +34,7 @@ TRANSFORMER = (
     f"--models Transformer {WHOLE_STORY} --n_heads 2 --short_conv --qk_norm --batch_size 8 --learning_rate 0.003 "
     "--weight_decay 0.01 --budget_tokens 2300000 --validate_every 150"
 )
-CONTEXTS = "--models k-gram --corpus_contexts --batch_size 1024 --unigram_bias --validate_every 250"
+CONTEXTS = "--models k-gram --corpus_contexts --batch_size 1024 --validate_every 250"
 KGRAM = f"{CONTEXTS} --hidden_size 320 --learning_rate 0.003 --blanks 0.3 --dropout 0.2 --weight_decay 0.2"
 POOLED = (
     f"{CONTEXTS} --kgram_net pooled --embed_size 192 --hidden_size 384 --learning_rate 0.004 "
@@ -54,21 +54,26 @@ class Recording(NamedTuple):
 
 
 def five_minutes() -> list[str]:
-    """Four models, three seeds, about 300 s each; then a k-gram for 300 steps from an embedding of each kind."""
-    long, short = "--record stories_5min --output_dir {out}/seed{seed}", "--record stories_reuse --steps 300"
-    kgram, pooled = f"{KGRAM} --embed_size 160", f'{POOLED} --kgram_k 32 --label "pooled k-gram"'
+    """Four models, three seeds, about 300 s each."""
+    long = f"{TEXT} {RECIPE} --unigram_bias --seed {{seed}} --record stories_5min --output_dir {{out}}/seed{{seed}}"
+    nets = {"pooled": f'{POOLED} --kgram_k 32 --label "pooled k-gram"', "plain": f"{KGRAM} --embed_size 160"}
     lines = [f"{long} {model}" for model in (TRANSFORMER, LSTM)]
-    lines += [f"{long}/{name} --steps 2250 {net}" for name, net in (("pooled", pooled), ("plain", kgram))]
+    lines += [f"{long}/{name} --steps 2250 {net}" for name, net in nets.items()]
+    return [line.replace("{seed}", str(seed)) for line in lines for seed in range(3)]
+
+
+def other_starts() -> list[str]:
+    """A k-gram for 20 s from an embedding of each kind: fresh, or what the long runs of seed 0 have left."""
+    line = f"{TEXT} {RECIPE} --seed {{seed}} --record stories_reuse --budget_seconds 20 {KGRAM} --embed_size 192"
     start = "--label from_{name} --embedding_from {{out}}/seed0/{model}.safetensors"
     starts = [start.format(name=model.lower(), model=model) for model in ("LSTM", "Transformer")]
-    lines += [f"{short} {KGRAM} --embed_size 192 {start}" for start in ("--label fresh", *starts)]
-    return [f"{TEXT} {RECIPE} --seed {seed} {line}".replace("{seed}", str(seed)) for line in lines for seed in range(3)]
+    return [f"{line} {each}".replace("{seed}", str(seed)) for each in ("--label fresh", *starts) for seed in range(3)]
 
 
 def several_k() -> list[str]:
-    """The pooled k-gram of the five-minute runs with k = 1 … 32."""
-    line = f"{TEXT} {RECIPE} --record stories_k --steps 2250 {POOLED}"
-    return [f"{line} --kgram_k {k} --label k={k}" for k in (1, 3, 8, 32)]
+    """The pooled k-gram of the five-minute runs with shorter windows."""
+    line = f"{TEXT} {RECIPE} --unigram_bias --record stories_k --steps 2250 {POOLED}"
+    return [f"{line} --kgram_k {k} --label k={k}" for k in (1, 3, 8)]
 
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
@@ -92,13 +97,9 @@ def recordings() -> dict[str, Recording]:
         "kgram_long": book("02", "kgram_curve kgram_stories_long_summary", 25, COMPLETE=True),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
-        "stories_k": Recording(tables.format("stories_k"), 13, commands=tuple(several_k()), shown_in="04"),
-        "stories_5min": Recording(
-            f"{tables.format('stories_5min')} {tables.format('stories_reuse')}",
-            60,
-            commands=tuple(five_minutes()),
-            shown_in="04",
-        ),
+        "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k()), shown_in="04"),
+        "stories_5min": Recording(tables.format("stories_5min"), 65, commands=tuple(five_minutes()), shown_in="04"),
+        "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
         "01": book("01", summary.format("sanity_check"), 0.5),
         "02": book("02", names("kgram", kgram), 1.5),
