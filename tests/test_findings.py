@@ -288,6 +288,12 @@ def test_the_distance_from_the_kgram_to_the_lstm_adds_up():
     assert windows["kgram_k"].tolist() == [3, 8, 32] and windows["validation_loss"].tolist() == [2.8, 2.65, 2.6]
 
 
+def test_models_lie_between_others_where_their_intervals_are_apart():
+    table = table_of(a=[3.0, 3.01], b=[2.0, 2.01], c=[1.0, 1.01], wide=[1.9, 2.4])
+    assert findings.between(table, "a", "b", "c") and not findings.between(table, "a", "c", "b")
+    assert not findings.between(table, "a", "b", "wide")
+
+
 # ---------------------------------------------------------------- the blocks of the README
 
 
