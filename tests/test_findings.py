@@ -277,6 +277,23 @@ def test_the_evidence_takes_a_further_design():
     assert evidence["loss on small stories, 1,200 steps", "mine"] == findings.STANDINGS[3]
 
 
+def test_the_distance_from_the_kgram_to_the_lstm_adds_up():
+    losses = {("k-gram", 3): [2.9, 3.1], ("pooled k-gram", 32): [2.6, 2.4], ("LSTM", 3): [2.3, 2.3]}
+    rows = [(*key, seed, loss) for key, values in losses.items() for seed, loss in enumerate(values)]
+    runs = frame("model kgram_k seed validation_loss", *rows)
+    by_k = frame("model kgram_k seed validation_loss", ("k=8", 8, 0, 2.65), ("k=3", 3, 0, 2.8))
+    parts = findings.window_parts(by_k, runs)
+    assert parts == pytest.approx({"net": 0.2, "window": 0.3, "rest": 0.2, "whole": 0.7})
+    windows = findings.by_window(by_k, runs)
+    assert windows["kgram_k"].tolist() == [3, 8, 32] and windows["validation_loss"].tolist() == [2.8, 2.65, 2.6]
+
+
+def test_models_lie_between_others_where_their_intervals_are_apart():
+    table = table_of(a=[3.0, 3.01], b=[2.0, 2.01], c=[1.0, 1.01], wide=[1.9, 2.4])
+    assert findings.between(table, "a", "b", "c") and not findings.between(table, "a", "c", "b")
+    assert not findings.between(table, "a", "b", "wide")
+
+
 # ---------------------------------------------------------------- the blocks of the README
 
 
@@ -305,6 +322,7 @@ def changed(name, change):
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
         ("stories", "stories_reuse_summary", lambda f: f.assign(validation_loss=[1, 2, 3] * 3), "embedding helps most"),
+        ("stories", "stories_5min_summary", lambda f: worse(f, "Transformer"), "LSTM and Transformer are level"),
         ("cost", "cost_processes", lambda f: f.assign(loss=f["processes"]), "end at the same loss"),
     ],
 )
