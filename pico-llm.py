@@ -194,6 +194,7 @@ class Experiment:
             row |= options.run_columns(config.text, config.model, config.batch, config.training)
             row |= describe_machine(self.device) | {"models": self.name, "data_hash": self.data.data_hash}
             row["stories"] = Path(config.text.stories).name
+            del row["steps"]  # the budget; the row has the steps that were made
             labels = {"run": name, "model": self.label, "seed": config.training.seed}
             tables = {"steps": steps, "summary": summarise(steps).assign(**row), "positions": positions}
             add_tables(name, labels, samples=pd.DataFrame(samples), **tables)

@@ -383,6 +383,7 @@ def test_validation_and_records(run, workbook_out):
     assert summary.loc["k-gram", "validation_loss"] == pytest.approx(net, abs=1e-4)
     assert summary.loc["k-gram", "vocab_size"] < 300 and summary["data_hash"].nunique() == 1
     steps, samples = runs["tale"], runs["tale_samples"]
+    assert summary["steps"].tolist() == [2, 2]  # with epochs as the budget, too
     assert steps.query("model == 'k-gram'")["step"].tolist() == [2] and steps["validation_loss"].notna().iloc[0]
     assert samples.query("model == 'k-gram'")["setting"].tolist() == ["greedy"] + ["p = 0.95"] * 2 + ["p = 1.0"] * 2
     positions = runs["tale_positions"].query("model == 'k-gram'")
