@@ -73,7 +73,7 @@ def other_starts() -> list[str]:
 def several_k() -> list[str]:
     """The pooled k-gram of the five-minute runs with shorter windows."""
     line = f"{TEXT} {RECIPE} --unigram_bias --record stories_k --steps 2250 {POOLED}"
-    return [f"{line} --kgram_k {k} --label k={k}" for k in (1, 3, 8)]
+    return [f"{line} --kgram_k {k} --label k={k}" for k in (3, 8)]
 
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
@@ -97,7 +97,7 @@ def recordings() -> dict[str, Recording]:
         "kgram_long": book("02", "kgram_curve kgram_stories_long_summary", 25, COMPLETE=True),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
-        "stories_k": Recording(tables.format("stories_k"), 10, commands=tuple(several_k()), shown_in="04"),
+        "stories_k": Recording(tables.format("stories_k"), 7, commands=tuple(several_k()), shown_in="04"),
         "stories_5min": Recording(tables.format("stories_5min"), 65, commands=tuple(five_minutes()), shown_in="04"),
         "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
