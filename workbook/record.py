@@ -54,7 +54,7 @@ class Recording(NamedTuple):
 
 
 def five_minutes() -> list[str]:
-    """Four models, three seeds, about 300 s each."""
+    """Four models, three seeds, three to six minutes each."""
     long = f"{TEXT} {RECIPE} --unigram_bias --seed {{seed}} --record stories_5min --output_dir {{out}}/seed{{seed}}"
     nets = {"pooled": f'{POOLED} --kgram_k 32 --label "pooled k-gram"', "plain": f"{KGRAM} --embed_size 160"}
     lines = [f"{long} {model}" for model in (TRANSFORMER, LSTM)]
