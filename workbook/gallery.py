@@ -591,7 +591,7 @@ def stories_mixture(summary: pd.DataFrame) -> None:
 @figure_of("stories_5min_positions")
 def stories_positions(positions: pd.DataFrame) -> None:
     """Validation loss by position in the story, and what it is less than the k-gram's."""
-    positions = in_order(positions[positions["targets"] >= 1000])
+    positions = in_order(positions[positions["targets"] >= 500])
     title = findings.position_sentence(positions)
     note = f"mean of {positions['seed'].nunique()} seeds; the point at 17 is for positions 17 to 32, and so on"
     axes = slide(title, 1, 2, note=note, xlabel="position in the story")
