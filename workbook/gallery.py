@@ -539,7 +539,9 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
         ax.xaxis.set_major_formatter(short_number)
         ax.minorticks_off()
     axes[0].set_ylabel("validation loss (nats per token)")
-    plt.figlegend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=17)
+    handles, labels = axes[0].get_legend_handles_labels()
+    columns = 5 if len(labels) <= 5 else 3
+    plt.figlegend(handles, labels, loc="outside lower left", ncols=columns, fontsize=17)
 
 
 @figure_of("stories_live", "stories_live_summary")
