@@ -538,7 +538,7 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
         ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs={"tokens": (1,), "step": (1, 3)}.get(x, (1, 2, 3, 5))))
         ax.xaxis.set_major_formatter(short_number)
         ax.minorticks_off()
-    axes[0].set_ylabel("validation loss (nats per token)")
+    axes[0].set_ylabel("validation loss (nats)")
     handles, labels = axes[0].get_legend_handles_labels()
     columns = 5 if len(labels) <= 5 else 3
     plt.figlegend(handles, labels, loc="outside lower left", ncols=columns, fontsize=17)
