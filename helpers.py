@@ -7,7 +7,7 @@ and padding after its end. It embeds to zeros and is never a target.
 
 Contents
     1. Models                       TokenEmbedding, context_windows, distinct_contexts, SequenceModel,
-                                    KGramMLPSeqModel, EmbeddingMLP, LSTMSeqModel, RMSNorm, rotate,
+                                    KGramMLPSeqModel, EmbeddingMLP, PooledMLP, LSTMSeqModel, RMSNorm, rotate,
                                     TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
     2. Loss and evaluation          head_cross_entropy, next_token_loss, context_loss, evaluate,
                                     target_log_probabilities, loss_by_position
@@ -220,10 +220,10 @@ class PooledMLP(nn.Module):
     """The newest tokens one by one, older ones summed in groups, then residual blocks (Sun & Iyyer 2021).
 
     From the newest token back, the groups hold 1, 1, 1, 3, 6, 12, 24 … tokens, so that the first layer has few weights
-    however long the window is. Each place has a weight in its group's sum. `dropout`: of the blocks' inner layer.
+    however long the window is. Each place has a weight in its group's sum.
     """
 
-    def __init__(self, vocab_size, k, embed_size, hidden_size, num_layers, dropout=0.0):
+    def __init__(self, vocab_size, k, embed_size, hidden_size, num_layers):
         super().__init__()
         self.hidden_size = hidden_size
         self.embedding = TokenEmbedding(vocab_size, embed_size)
@@ -232,12 +232,11 @@ class PooledMLP(nn.Module):
         self.lengths = [end - begin for begin, end in itertools.pairwise(borders)][::-1]  # the oldest first
         self.weights = nn.Parameter(torch.cat([torch.full((n,), n**-0.5) for n in self.lengths]))  # (k,)
         self.first = nn.Linear(len(self.lengths) * embed_size, hidden_size)
-        inner = 2 * hidden_size
         self.blocks = nn.ModuleList()
         for _ in range(num_layers):
-            up, down = nn.Linear(hidden_size, inner), nn.Linear(inner, hidden_size)
+            up, down = nn.Linear(hidden_size, 2 * hidden_size), nn.Linear(2 * hidden_size, hidden_size)
             down.weight.data /= 10  # at first a block adds little
-            self.blocks.append(nn.Sequential(RMSNorm(hidden_size), up, nn.SiLU(), nn.Dropout(dropout), down))
+            self.blocks.append(nn.Sequential(RMSNorm(hidden_size), up, nn.SiLU(), down))
         self.norm = RMSNorm(hidden_size)
 
     def forward(self, contexts):  # (N, k) -> (N, H)

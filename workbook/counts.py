@@ -121,7 +121,9 @@ def estimate_discounts(counts: Tensor, modified: bool) -> list[float]:
     return [estimate if 0 < estimate < i else y for i, estimate in enumerate(estimates, start=1)]
 
 
-def mixed_loss(first: Tensor, second: Tensor, tuning: Tensor, seen: tuple[Tensor, Tensor] | None = None):
+def mixed_loss(
+    first: Tensor, second: Tensor, tuning: Tensor, seen: tuple[Tensor, Tensor] | None = None
+) -> tuple[float, float]:
     """The loss (nats a token) of two models' mixture, and the first one's mean weight.
 
     `first` and `second` are their probabilities of the targets. The weight is the best one (by
