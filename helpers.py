@@ -11,15 +11,13 @@ Contents
                                     TransformerBlock, TransformerModel, count_parameters, check_gradient_flow
     2. Loss and evaluation          head_cross_entropy, next_token_loss, context_loss, evaluate,
                                     target_log_probabilities, loss_by_position
-    3. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate,
-                                    nearest_tokens, annotate
+    3. Sampling                     top_p_filter, top_k_filter, sample_token, token_stream, generate
 
 Text, batches, counts, training and records are in the package workbook.
 """
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -789,44 +787,3 @@ def generate(
     text = tokenizer.decode(ids + new)
     end = text.find(stop, len(prompt)) if stop else -1
     return text if end < 0 else text[:end]
-
-
-def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
-    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
-
-    `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
-    """
-    embeddings = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
-    if table not in tables:
-        raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
-    rows = nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
-    ids = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
-    cosine = rows[ids] @ rows.t()  # (N, V)
-    cosine.scatter_(1, ids[:, None], -math.inf)
-    return cosine.topk(min(count, len(rows) - 1)).indices
-
-
-def annotate(model: SequenceModel, tokenizer, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> str:
-    """The text of `tokens`, each followed by its `nearest_tokens`: ` cat[NN=' dog', ' cats', ' kitten']`.
-
-    Tokens that only together make up a character are written as that character, with the neighbours of each
-    after it. A neighbour that is part of a character is shown as bytes.
-    """
-
-    def name(token: int) -> str:
-        raw = tokenizer.decode_single_token_bytes(token)
-        try:
-            return repr(raw.decode())
-        except UnicodeDecodeError:
-            return repr(raw)
-
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text, lists = "", []
-    for position, near in enumerate(nearest_tokens(model, tokens, count, table).tolist()):
-        text += decoder.decode(tokenizer.decode_single_token_bytes(tokens[position]), position == len(tokens) - 1)
-        lists.append(", ".join(map(name, near)))
-        if not decoder.getstate()[0]:  # no character is left half-read
-            text += f"[NN={' | '.join(lists)}]"
-            lists = []
-    return text

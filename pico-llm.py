@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_model
 from torch import distributed
 
-from helpers import SequenceModel, annotate, count_parameters, generate
+from helpers import SequenceModel, count_parameters, generate
 from workbook import config as options
 from workbook import fast
 from workbook.batches import make_batches
@@ -33,6 +33,7 @@ from workbook.experiment import (
     start_from_frequencies,
 )
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
+from workbook.neighbours import annotate
 from workbook.records import output_folder, run_file, summarise
 from workbook.training import settle_bfloat16, train
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from oracles import kgram, lstm, random_tokens, transformer
 
 import helpers
+from workbook.neighbours import annotate, nearest_tokens
 from workbook.text import CompactTokenizer, compact_vocabulary, encode_texts
 
 PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
@@ -255,28 +256,28 @@ def test_a_stream_draws_from_the_models_own_distribution(make):
 def test_neighbours_are_the_nearest_by_cosine():
     model = kgram()
     table = model.net.embedding.weight.detach()
-    nearest = helpers.nearest_tokens(model, [3, 17], count=4)
+    nearest = nearest_tokens(model, [3, 17], count=4)
     for token, found in zip((3, 17), nearest.tolist(), strict=True):
         cosine = torch.nn.functional.cosine_similarity(table[token], table, dim=-1)
         assert found == [i for i in cosine.argsort(descending=True).tolist() if i != token][:4]
     assert torch.equal(table, model.net.embedding.weight)
     head = torch.nn.functional.cosine_similarity(model.head.weight[3], model.head.weight, dim=-1).topk(3).indices
-    assert helpers.nearest_tokens(model, [3], 2, table="head")[0].tolist() == head[1:].tolist()
+    assert nearest_tokens(model, [3], 2, table="head")[0].tolist() == head[1:].tolist()
     with pytest.raises(ValueError, match="table is 'body'; this KGramMLPSeqModel has head, embedding"):
-        helpers.nearest_tokens(model, [0], table="body")
+        nearest_tokens(model, [0], table="body")
 
 
 def test_annotation_keeps_characters_whole(tokenizer):
     model = kgram(vocab_size=50_257)
     text = "a 🦜 naïve 猫"
     tokens = tokenizer.encode(text)
-    annotated = helpers.annotate(model, tokenizer, tokens, count=2)
+    annotated = annotate(model, tokenizer, tokens, count=2)
     pieces = re.split(r"\[NN=.*?\](?=[^,|]|$)", annotated)
     assert "".join(pieces) == text and "�" not in annotated
     assert len(tokens) == 8 and annotated.count("[NN=") == 4 and annotated.count(" | ") == 4  # 🦜 and 猫 in parts
-    broken = helpers.annotate(model, tokenizer, tokens[1:3], count=2)  # an emoji cut off
+    broken = annotate(model, tokenizer, tokens[1:3], count=2)  # an emoji cut off
     assert broken.startswith("�") or broken.startswith(" �")
-    assert helpers.annotate(model, tokenizer, []) == ""
+    assert annotate(model, tokenizer, []) == ""
 
 
 def test_a_compact_tokenizer_speaks_the_same_text(tokenizer):
@@ -287,6 +288,6 @@ def test_a_compact_tokenizer_speaks_the_same_text(tokenizer):
     assert small.decode(small.encode("two one 🙂")) == "two one 🙂"
     model = kgram(vocab_size=len(ids))
     assert helpers.generate(model, small, "one two", 3).startswith("one two")
-    assert helpers.annotate(model, small, compact[1].tolist()).startswith("two[NN=")
+    assert annotate(model, small, compact[1].tolist()).startswith("two[NN=")
     with pytest.raises(ValueError, match=r"\[' four'\] not among the"):
         small.encode("one four")
