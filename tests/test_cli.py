@@ -21,6 +21,7 @@ import torch
 from oracles import ROOT
 from safetensors.torch import load_file, load_model
 
+from helpers import TokenEmbedding
 from workbook import fast
 from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig
 from workbook.experiment import build_model, read_text
@@ -93,6 +94,7 @@ def test_the_command_of_the_notes():
         "--models transformer",
         "--embed_size 9",
         "--hidden_size 9",
+        "--table_std 3",
         "--kgram_k 2",
         "--num_inner_mlp_layers 2",
         "--epochs 2",
@@ -424,6 +426,15 @@ def test_auto_says_what_it_took_and_the_row_has_it(run, workbook_out):
     (row,) = pd.read_csv(workbook_out / "runs" / "narrow_summary.csv").to_dict("records")
     assert row["bfloat16"] == taken
     assert results(run(f"--bfloat16 {taken} --record again")) == results(shown)
+
+
+@pytest.mark.parametrize("model", ["one-hot", "embedding", "convolution", "pooled", "LSTM", "Transformer"])
+def test_token_tables_are_drawn_as_wide_as_told(model):
+    name, net = (model, "embedding") if model in ("LSTM", "Transformer") else ("k-gram", model)
+    for head in ("free", "tied") if model != "one-hot" else ("free",):
+        built = build_model(name, ModelConfig(kgram_net=net, table_std=0.25, head=head), 900)
+        (table,) = [module.weight for module in built.modules() if isinstance(module, TokenEmbedding)]
+        assert table.std().item() == pytest.approx(0.25, rel=0.02) and abs(table.mean().item()) < 0.01
 
 
 def test_a_model_starts_from_anothers_embedding(pico_llm, run, capsys, tmp_path):

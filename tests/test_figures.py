@@ -184,8 +184,9 @@ def test_figures_are_drawn_into_the_folder_that_is_named(tmp_path):
 # ---------------------------------------------------------------- titles say what their data shows
 
 LOSSES = ["loss", "validation_loss", "mean_loss", "mixed_loss", "kneser_ney_loss"]
-OF_SEEDS = ["kgram_loss_curves", "kgram_throughput", "kgram_stories", "stories_curves", "interview_decision"]
-OF_MODELS = [*OF_SEEDS, "kgram_first_scale", "kgram_floors", "stories_mixture", "stories_live_curves"]
+OF_SEEDS = ["kgram_loss_curves", "kgram_throughput", "kgram_stories", "kgram_by_k", "stories_curves"]
+OF_SEEDS += ["interview_decision"]
+OF_MODELS = [*OF_SEEDS, "kgram_by_cost", "kgram_first_scale", "kgram_floors", "stories_mixture", "stories_live_curves"]
 OF_MODELS += ["top_p_coloured_story", "top_p_quality_diversity"]
 
 
@@ -207,7 +208,7 @@ def test_a_title_follows_the_names_of_its_rows(name):
     pair = ("k-gram", "LSTM") if name.startswith(("stories", "top_p")) else ("one-hot", "embedding")
 
     def change(frame):
-        columns = [column for column in ("model", "writer") if column in frame]
+        columns = [column for column in ("model", "writer", "kgram_net") if column in frame]
         return frame.assign(**{column: frame[column].map(lambda text: exchange(text, *pair)) for column in columns})
 
     def words(title):  # in any order: "a and b" may have become "b and a"
@@ -225,7 +226,9 @@ def test_a_title_of_one_seed_shows_no_difference_and_no_winner(name):
     assert not re.search("difference|higher|lowest|highest|seed by seed|none such", title)
 
 
-@pytest.mark.parametrize("name", ["kgram_loss_curves", "kgram_stories", "stories_curves", "interview_decision"])
+@pytest.mark.parametrize(
+    "name", ["kgram_loss_curves", "kgram_stories", "kgram_by_k", "stories_curves", "interview_decision"]
+)
 def test_a_title_of_equal_losses_names_no_winner(name):
     title = title_with(name, lambda frame: frame.assign(**{column: 2.0 for column in LOSSES if column in frame}))
     assert "o difference in" in title and not re.search("higher|lowest|highest|one seed", title)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbook import findings
+from workbook import findings, record
 from workbook.records import intervals, load_runs
 
 DESIGNS = findings.DESIGNS
@@ -256,7 +256,7 @@ def test_the_evidence_of_the_record_follows_its_names():
     record = findings.evidence(load_runs)
     swap = {"embedding": "convolution", "convolution": "embedding"}
     swap |= {f"{one} rescaled": f"{other} rescaled" for one, other in swap.items()}
-    swapped = findings.evidence(lambda name: load_runs(name).replace({"model": swap}))
+    swapped = findings.evidence(lambda name: load_runs(name).replace({"model": swap, "kgram_net": swap}))
     columns = ["criterion", "model", "standing", "n", "mean", "low", "high"]
     exchanged = record.assign(model=record["model"].replace(swap))[columns].sort_values(["criterion", "model"])
     swapped = swapped[columns].sort_values(["criterion", "model"])
@@ -274,7 +274,7 @@ def test_the_evidence_takes_a_further_design():
     evidence = findings.evidence(load).set_index(["criterion", "model"])["standing"]
     assert evidence["loss on small stories, 120 steps", "mine"] == findings.STANDINGS[0]
     assert evidence["loss on small stories, 120 steps", "embedding"] == findings.STANDINGS[2]
-    assert evidence["loss on small stories, 1,200 steps", "mine"] == findings.STANDINGS[3]
+    assert evidence["loss on TinyStories at its best k, 500 steps each", "mine"] == findings.STANDINGS[3]
 
 
 def test_the_distance_from_the_kgram_to_the_lstm_adds_up():
@@ -292,6 +292,87 @@ def test_models_lie_between_others_where_their_intervals_are_apart():
     table = table_of(a=[3.0, 3.01], b=[2.0, 2.01], c=[1.0, 1.01], wide=[1.9, 2.4])
     assert findings.between(table, "a", "b", "c") and not findings.between(table, "a", "c", "b")
     assert not findings.between(table, "a", "b", "wide")
+
+
+# ---------------------------------------------------------------- the designs on real stories
+
+
+def real_of(**losses):
+    """Rows of kgram_steps_summary: a design's {k: losses of the seeds}."""
+    rows = []
+    for design, windows in losses.items():
+        for k, values in windows.items():
+            for seed, loss in enumerate(values):
+                rows.append((f"{design} k={k}", design, k, seed, 500, loss, 1000 * k, "tinystories"))
+    return frame("model kgram_net kgram_k seed steps validation_loss parameters stories", *rows)
+
+
+def test_each_design_is_taken_at_the_window_where_its_mean_is_lowest():
+    rows = real_of(b={1: [4.0, 4.2], 3: [3.0, 3.2], 8: [3.4, 3.6]}, a={1: [3.9, 3.9], 3: [2.0, 5.0], 8: [3.3, 3.3]})
+    runs = findings.real_runs({"kgram_steps_summary": rows}.get)
+    assert runs["budget"].unique().tolist() == ["500 steps each"] and runs["model"].unique().tolist() == ["b", "a"]
+    assert findings.best_k(runs).to_dict() == {"b": 3, "a": 8}  # one seed of a is lower at k = 3, its mean is not
+    assert findings.at_best_k(runs)["validation_loss"].tolist() == [3.0, 3.2, 3.3, 3.3]
+    assert findings.past_best_k(runs).to_dict() == pytest.approx({"b": 0.4, "a": 0.0})
+    assert findings.size_sentence(runs) == "Million weights where each design is best: b 0.0 (k=3), a 0.0 (k=8)"
+
+
+def test_the_rise_past_the_best_window_ends_where_all_designs_have_one():
+    runs = findings.real_runs(
+        {"kgram_steps_summary": real_of(a={1: [3.0], 8: [3.5], 32: [9.0]}, b={1: [2], 8: [4]})}.get
+    )
+    assert findings.past_best_k(runs).to_dict() == {"a": 0.5, "b": 2.0}
+
+
+def test_a_search_takes_the_best_start_and_then_the_best_of_each_other_option():
+    trials = {  # table_std, learning rate, dropout, blanks: the loss to choose by
+        (math.nan, 0.1, 0.1, 0.3): 3.0,
+        (math.nan, 0.2, 0.1, 0.3): 2.6,
+        (0.5, 0.1, 0.1, 0.3): 2.0,
+        (0.5, 0.2, 0.1, 0.3): 2.5,
+        (0.5, 0.1, 0.0, 0.3): 2.2,
+        (0.5, 0.1, 0.3, 0.3): 1.9,
+        (0.5, 0.1, 0.1, 0.0): 2.1,
+        (0.5, 0.2, 0.0, 0.0): 1.0,  # no trial that changes one option alone
+    }
+    names = [str(trial) for trial in trials]
+    runs = frame("table_std learning_rate dropout blanks", *trials).assign(kgram_net="a", kgram_k=3, model=names)
+    steps = [(name, at, loss + at) for name, loss in zip(names, trials.values(), strict=True) for at in (0, 1)]
+    found = findings.search_trials(frame("model step validation_loss", *steps), runs)
+    best = {"table_std": 0.5, "learning_rate": 0.1, "dropout": 0.3, "blanks": 0.3}
+    assert findings.searched(found).loc[("a", 3)].to_dict() == best
+    assert findings.rate_trials(found)["loss"].tolist() == [3.0, 2.0, 2.6, 2.5]  # by rate
+    assert findings.table_effect(found).loc[3, "a"] == pytest.approx(0.6)  # 2.6 - 2.0
+
+
+def test_the_designs_were_trained_with_what_the_search_found():
+    found = findings.searched(findings.search_trials(load_runs("kgram_search"), load_runs("kgram_search_summary")))
+    for key, row in found.iterrows():
+        assert record.TUNED[key] == row.to_dict() | {"table_std": row["table_std"] or None}
+    runs = load_runs("kgram_steps_summary")
+    for _, run in runs.assign(table_std=runs["table_std"].fillna(0)).iterrows():
+        assert run[found.columns].tolist() == found.loc[(run["kgram_net"], run["kgram_k"])].tolist()
+
+
+def test_the_decision_looks_at_real_text_alone_and_asks_all_its_lines():
+    def decide(**standings):
+        lines = (
+            "loss on TinyStories at its best k, 500 steps",
+            "loss on TinyStories at its best k, 90 s",
+            "loss on small",
+        )
+        rows = [(line, name, each) for name, all_ in standings.items() for line, each in zip(lines, all_, strict=True)]
+        return findings.decision_sentence(frame("criterion model standing", *rows))
+
+    best, level, behind, once = findings.STANDINGS
+    assert decide(a=[best, level, behind], b=[behind, level, best]) == "No difference in loss is shown between a and b"
+    assert decide(a=[best, best, behind], b=[behind, behind, best]) == (
+        "At its best k on TinyStories another design has a lower loss than b; than a none"
+    )
+    assert "one seed" in decide(a=[once, once, best], b=[once, once, behind])
+    assert decide(a=[best, best, best], b=[behind, behind, behind], c=[once, once, best]).endswith(
+        "than b; than a none"
+    )
 
 
 # ---------------------------------------------------------------- the blocks of the README
@@ -317,7 +398,7 @@ def changed(name, change):
     [
         ("finding", "kgram_speed", lambda f: f.assign(step_s=f["step_s"] / 3), "the notes' rates"),
         ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
-        ("designs", "kgram_stories_long_summary", lambda f: worse(f, "one-hot"), "the three are level"),
+        ("designs", "kgram_stories_summary", lambda f: worse(f, "embedding"), "the lowest loss on stories"),
         ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "have a lower loss than all three"),
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),

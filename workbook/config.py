@@ -23,6 +23,8 @@ NETS = """the k-gram's net: embedding (an MLP over the embeddings of all tokens)
 older ones, with residual blocks), or a name in DESIGNS of notebook 02: one-hot, convolution, your own"""
 UNIGRAM = """start the head's bias at the log frequency of each token in training: the first loss is the unigram's, not
 ln V"""
+TABLE_STD = """standard deviation of the token tables at the start (1; 0.5 / sqrt(E) where the head is tied,
+1 / sqrt(3 k V) with one-hot)"""
 BFLOAT16 = """compute matrix products in bfloat16, which processors without instructions for it do slowly; auto:
 measure both for a second at the start and take the faster"""
 
@@ -89,6 +91,7 @@ class ModelConfig(Options):
     short_conv: bool = option(False, "the Transformer's queries, keys and values mix those of three tokens")
     qk_norm: bool = option(False, "norm the Transformer's queries and keys")
     head: str | None = option(None, "shares the embedding's table (the Transformer's) or not", choices=("tied", "free"))
+    table_std: float | None = option(None, TABLE_STD, 0, above=True)
     unigram_bias: bool = option(False, UNIGRAM)
     embedding_from: Path | None = option(None, "start from the embedding table in this .safetensors file (no)")
     dropout: float = option(0.0, "share of the last hidden state that training drops", 0, 0.99)

@@ -143,10 +143,14 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         net = net_class(config.kgram_net)(vocab_size, k, embed_size, hidden_size, config.num_inner_mlp_layers)
         model = helpers.KGramMLPSeqModel(net, vocab_size=vocab_size, k=k, chunk_size=config.kgram_chunk_size, tied=tied)
     model.dropout.p = config.dropout
+    token_tables = [module for module in model.modules() if isinstance(module, helpers.TokenEmbedding)]
+    if config.table_std:
+        for module in token_tables:
+            torch.nn.init.normal_(module.weight, std=config.table_std)
     if config.embedding_from:
         tables = [value for key, value in load_file(config.embedding_from).items() if key.endswith("embedding.weight")]
         table = tables[0] if tables else torch.empty(0)
-        own = next(module for module in model.modules() if isinstance(module, helpers.TokenEmbedding)).weight
+        own = token_tables[0].weight
         if table.shape != own.shape:
             sizes = f"the table in {config.embedding_from} is {tuple(table.shape)}; the {name} needs {tuple(own.shape)}"
             raise ValueError(f"{sizes}: give --embed_size and the text that it was trained with")

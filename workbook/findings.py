@@ -20,6 +20,7 @@ KGRAM_K = {"3seqs.txt": 2, "stories": 3}  # in the cost records: the two texts, 
 NAMES = {"tinystories": "TinyStories", "builtin": "built-in stories", "small": "small stories"}  # of texts
 EXACT = ["loop", "one batch", "distinct contexts", "chunked head", "fused Adam", "memory reuse"]  # one result
 PARTS = ["context", "net", "head", "loss", "backward", "optimiser"]
+START, OTHERS = ["table_std", "learning_rate"], ["dropout", "blanks"]  # what kgram_search tries, first and then
 STANDINGS = ["best", "no difference shown", "worse than another", "measured once, or not run"]
 
 
@@ -419,21 +420,28 @@ def counts_by_k(summary: pd.DataFrame) -> str:
 
 
 def decision_sentence(table: pd.DataFrame) -> str:
-    """Which designs have a loss whose interval lies above another's (rows of `evidence`), and which have none."""
-    losses = table[table["criterion"].str.startswith("loss on")]
-    if (losses["standing"] == STANDINGS[3]).all():
+    """Which designs have a loss whose interval lies above another's in every line that decides, and which have not."""
+    losses = deciding(table)
+    measured = losses[losses["standing"] != STANDINGS[3]]
+    if not len(measured):
         return f"The designs measured, with one seed each: {NO_INTERVAL}"
-    dropped = losses.loc[losses["standing"] == STANDINGS[2], "model"].unique()
-    kept = [name for name in losses["model"].unique() if name not in dropped]
+    behind = (measured["standing"] == STANDINGS[2]).groupby(measured["model"], sort=False).all()
+    dropped, kept = behind.index[behind], behind.index[~behind]
     if not len(dropped):
         return f"No difference in loss is shown between {join(kept)}"
-    return f"On a text another design has a lower loss than {join(dropped)}; than {join(kept)} none"
+    text = losses["criterion"].iloc[0].removeprefix("loss on ").split(" at its")[0]
+    return f"At its best k on {text} another design has a lower loss than {join(dropped)}; than {join(kept)} none"
+
+
+def deciding(table: pd.DataFrame) -> pd.DataFrame:
+    """The lines of `evidence` that the rule looks at: the losses on real text."""
+    return table[table["criterion"].str.contains("at its best k")]
 
 
 def conclusion(table: pd.DataFrame) -> str:
     """What the rule leaves of the designs, as a slide in Markdown (rows of `evidence`)."""
     lines = [f"{decision_sentence(table)}."]
-    losses = table[table["criterion"].str.startswith("loss on")].drop_duplicates("criterion")
+    losses = deciding(table).drop_duplicates("criterion")
     lines += [
         f"{criterion[0].upper()}{criterion[1:]}: {rule}."
         for criterion, rule in losses[["criterion", "rule"]].to_numpy()
@@ -475,21 +483,21 @@ def evidence_line(criterion: str, frame: pd.DataFrame, column: str, designs: Seq
 
 def evidence(load: Load = load_runs) -> pd.DataFrame:
     """Every record that compares the designs, each line judged by one rule: best only with the intervals apart."""
-    trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
+    trained, stories, real = load("kgram_designs_summary"), load("kgram_stories_summary"), real_runs(load)
     ladder, parts, growth, latency = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "latency"))
     rescaled = summarise(load("kgram_first_scale")).replace({"model": " rescaled$"}, "", regex=True)
     floors, ladder, curve = load("kgram_floors_summary"), with_rate(plain_ladder(ladder)), load("kgram_curve")
     tuned = f"loss on {NAMES.get(curve['text'].iloc[0], curve['text'].iloc[0])}, {curve['step'].max()} steps, best rate"
     most = floors.assign(nats=1e3 * above_floor(floors)).groupby("model", as_index=False)["nats"].max()
-    text, told, told_longer = (
-        NAMES.get(rows["text"].iloc[0], rows["text"].iloc[0]) for rows in (trained, stories, longer)
-    )
+    text, told = (NAMES.get(rows["text"].iloc[0], rows["text"].iloc[0]) for rows in (trained, stories))
+    name = NAMES.get(real["stories"].iloc[0], real["stories"].iloc[0])
+    budgets = real.groupby("budget", sort=False)
     lines = [
         (f"loss on {text}, {trained['steps'].iloc[0]} steps", trained, "mean_loss"),
         (f"loss on {text}, equal initialisation", rescaled, "mean_loss"),
         (tuned, mean_losses(at_best_rates(curve)), "mean_loss"),
         (f"loss on {told}, {stories['steps'].iloc[0]} steps", stories, "validation_loss"),
-        (f"loss on {told_longer}, {longer['steps'].iloc[0]:,} steps", longer, "validation_loss"),
+        *((f"loss on {name} at its best k, {budget}", at_best_k(rows), "validation_loss") for budget, rows in budgets),
         ("most above the lowest loss (nats / 1000)", most, "nats"),
         (f"targets/s, trained in turn, {text}", trained, "tokens_per_s"),
     ]
@@ -537,9 +545,9 @@ def finding(load: Load = load_runs) -> dict:
 
 def designs(load: Load = load_runs) -> dict:
     """Loss, rates and sizes of the three designs, and on which text which is worse."""
-    trained, stories, longer = (load(f"kgram_{name}_summary") for name in ("designs", "stories", "stories_long"))
+    trained, stories = load("kgram_designs_summary"), load("kgram_stories_summary")
     loss, equal = intervals(trained, "mean_loss"), intervals(summarise(load("kgram_first_scale")), "mean_loss")
-    short, long = intervals(stories, "validation_loss"), intervals(longer, "validation_loss")
+    short = intervals(stories, "validation_loss")
     require("embedding and convolution are level", level(loss.drop("one-hot")))
     require("one-hot has a higher loss than both", loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max())
     mixed = equal.drop("convolution rescaled")
@@ -548,7 +556,6 @@ def designs(load: Load = load_runs) -> dict:
     slower = equal.loc["convolution rescaled", "low"] > mixed["high"].max()
     require("the convolution rescaled has a higher loss than both", slower)
     require("embedding has the lowest loss on stories", verdict(short, higher_is_better=False) == "embedding")
-    require("after longer training on stories the three are level", level(long))
     curve = load("kgram_curve")
     steps, most, whole = steps_to_floor(curve), curve["step"].max(), at_their_best(curve)
     tuned = whole["steps"]
@@ -560,7 +567,7 @@ def designs(load: Load = load_runs) -> dict:
         require(f"at {where} rate the embedding is there first", there[list(loss.index)].idxmin() == "embedding")
     require("one-hot rescaled is level with it", level(whole.loc[["embedding", "one-hot rescaled"]]))
     rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
-    values = {"loss": loss, "equal": equal, "short": short, "long": long, "rate": rate.median().unstack()}
+    values = {"loss": loss, "equal": equal, "short": short, "rate": rate.median().unstack()}
     values |= {
         "steps": steps.iloc[0].map(lambda n: step_text(n, most)),
         "tuned": tuned.map(lambda n: step_text(n, most)),
@@ -568,6 +575,20 @@ def designs(load: Load = load_runs) -> dict:
     values |= {"best": whole["rate"], "rates": join(sorted(curve["learning_rate"].unique()))}
     values |= {"parameters": each["parameters"].first(), "seconds": each["wall_s"].mean().sum()}
     return values | {"inputs": trained["kgram_k"].iloc[0] * trained["vocab_size"].iloc[0]}
+
+
+def real_designs(load: Load = load_runs) -> dict:
+    """The designs on TinyStories, each at its best k, by how much a longer window costs each, and what tables gain."""
+    runs = real_runs(load)
+    best = intervals(at_best_k(runs), "validation_loss").assign(kgram_k=best_k(runs))
+    trials = search_trials(load("kgram_search"), load("kgram_search_summary"))
+    return {
+        "runs": runs,
+        "best": best,
+        "rise": past_best_k(runs),
+        "tables": table_effect(trials),
+        "found": searched(trials),
+    }
 
 
 def sampling(load: Load = load_runs) -> dict:
@@ -603,6 +624,91 @@ def stories(load: Load = load_runs) -> dict:
     values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_seconds": reuse["wall_s"].median()}
     values |= {"starts": starts, "seconds": seconds, "window": window_parts(load("stories_k_summary"), runs)}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
+
+
+def search_trials(steps: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of kgram_search with `loss`: the lowest while training, on stories that are there to choose by; the
+    `table_std` of tables as PyTorch draws them is 0."""
+    return runs.assign(
+        loss=runs["model"].map(steps.groupby("model")["validation_loss"].min()), table_std=runs["table_std"].fillna(0)
+    )
+
+
+def searched(trials: pd.DataFrame) -> pd.DataFrame:
+    """What the search found for each design and window: the best tables and rate, all else as in the first trial, then
+    with these the best value of each other option (rows of `search_trials`)."""
+    found = {}
+    for key, rows in trials.groupby(["kgram_net", "kgram_k"], sort=False):
+        usual = rows[(rows[OTHERS] == rows[OTHERS].iloc[0]).all(axis=1)]
+        best = usual.loc[usual["loss"].idxmin()]
+        row = best[START].to_dict()
+        for option in OTHERS:
+            same = [*START, *(other for other in OTHERS if other != option)]
+            near = rows[(rows[same] == best[same]).all(axis=1)]
+            row[option] = near.loc[near["loss"].idxmin(), option]
+        found[key] = row
+    return pd.DataFrame(found).T
+
+
+def rate_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `search_trials` that differ in tables and rate alone, by rate."""
+    rows = trials[(trials[OTHERS] == trials[OTHERS].iloc[0]).all(axis=1)]
+    return rows.sort_values(["kgram_k", "learning_rate"], kind="stable")
+
+
+def table_effect(trials: pd.DataFrame) -> pd.DataFrame:
+    """By how much (nats) drawing the token tables smaller lowers the loss, each at its best rate: by k and design."""
+    best = rate_trials(trials).groupby(["kgram_k", "kgram_net", "table_std"])["loss"].min().unstack()
+    return (best[0] - best[trials["table_std"].max()]).unstack()
+
+
+def table_sentence(trials: pd.DataFrame) -> str:
+    """Which design gains most by smaller token tables, and how much."""
+    effect = table_effect(trials).stack()
+    k, design = effect.idxmax()
+    size = trials["table_std"].max()
+    if effect.max() <= 0:
+        return f"No design gains by token tables from N(0, {size:g}²)"
+    return f"Token tables from N(0, {size:g}²) lower the loss of the {design} at k={k} by {effect.max():.2f} nats"
+
+
+def real_runs(load: Load = load_runs) -> pd.DataFrame:
+    """Rows of the designs on TinyStories: `model` is the design, `budget` what each training had, in words."""
+    runs = load("kgram_steps_summary")
+    return runs.assign(model=runs["kgram_net"], budget=runs["steps"].map("{:,} steps each".format))
+
+
+def by_k(runs: pd.DataFrame, column: str = "validation_loss") -> pd.DataFrame:
+    """The mean of a column of `real_runs` by k (rows) and design."""
+    return runs.groupby(["kgram_k", "model"])[column].mean().unstack()[runs["model"].unique()]
+
+
+def at_best_k(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `real_runs` of each design at the k where its mean loss is lowest."""
+    return runs[runs["kgram_k"] == runs["model"].map(by_k(runs).idxmin())]
+
+
+def best_k(runs: pd.DataFrame) -> pd.Series:
+    """That k, by design."""
+    return at_best_k(runs).groupby("model", sort=False)["kgram_k"].first()
+
+
+def past_best_k(runs: pd.DataFrame) -> pd.Series:
+    """By how much (nats) the mean loss of each design rises from its best k to the longest that all of them have."""
+    loss = by_k(runs).dropna()
+    return loss.iloc[-1] - loss.min()
+
+
+def best_k_sentence(runs: pd.DataFrame) -> str:
+    """Which design has the lowest loss at the k where each is best."""
+    return comparison(intervals(at_best_k(runs), "validation_loss"), "loss at best k")
+
+
+def size_sentence(runs: pd.DataFrame) -> str:
+    """How many weights each design holds at its best k."""
+    best = at_best_k(runs).drop_duplicates("model")[["model", "parameters", "kgram_k"]].to_numpy()
+    each = [f"{name} {weights / 1e6:.1f} (k={k})" for name, weights, k in best]
+    return f"Million weights where each design is best: {', '.join(each)}"
 
 
 def by_window(by_k: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

@@ -371,6 +371,58 @@ def kgram_stories(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     plot_loss_curves(steps, title=title, levels={f"ln {V}": math.log(V)})
 
 
+@figure_of("kgram_search", "kgram_search_summary")
+def kgram_search(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
+    """Loss of each design on TinyStories against the learning rate, with two initialisations of its token tables."""
+    trials = findings.search_trials(steps, summary)
+    rows, labels = findings.rate_trials(trials), {"x": "learning rate", "y": "loss to choose by (nats per token)"}
+    styles = model_styles(trials["kgram_net"])
+    dashed: dict[str, Any] = {"linestyle": (0, (2, 2)), "markerfacecolor": "white"}
+    for ax, k, part in panels(findings.table_sentence(trials), rows, "kgram_k", note="one seed", **labels):
+        for model, style in styles.items():
+            for table, some in part[part["kgram_net"] == model].groupby("table_std"):
+                line = {"linestyle": "-", "label": model} if table else dashed
+                ax.plot(some["learning_rate"], some["loss"], **style | line)
+        ax.plot([], [], color="0.4", marker="o", label="as PyTorch draws", **dashed)
+        ax.set(title=f"k = {k}")
+        log_axes(ax, x=sorted(rows["learning_rate"].unique())[::2])
+    plt.gcf().axes[0].legend()
+
+
+@figure_of("kgram_steps_summary", prepare=findings.real_runs)
+def kgram_by_k(runs: pd.DataFrame) -> None:
+    """Validation loss of each design on TinyStories against k, alone and mixed with the counts of the same context."""
+    dashes: dict[str, Any] = {"linestyle": (0, (2, 2)), "linewidth": 2}
+    labels = {"x": "k, tokens of context", "y": "validation loss (nats per token)"}
+    for ax, budget, rows in panels(findings.best_k_sentence(runs), runs, "budget", **labels):
+        alone, mixed = (findings.by_k(rows, column) for column in ("validation_loss", "mixed_loss"))
+        for model, style in model_styles(rows["model"]).items():
+            ax.plot(alone[model].dropna(), label=model, **style | {"linestyle": "-"})
+            ax.plot(mixed[model].dropna(), color=style["color"], **dashes)
+        ax.plot([], [], color="0.4", label="mixed with counts", **dashes)
+        ax.plot(rows.groupby("kgram_k")["kneser_ney_loss"].first(), color="black", linewidth=2, label="Kneser-Ney")
+        log_axes(ax, x=sorted(rows["kgram_k"].unique()))
+        ax.set_title(f"{budget}, mean of {rows['seed'].nunique()} seeds")
+    plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=17)
+
+
+@figure_of("kgram_steps", "kgram_steps_summary")
+def kgram_by_cost(curves: pd.DataFrame, summary: pd.DataFrame) -> None:
+    """Validation loss on TinyStories against parameters, for each k, and against seconds, for each design's best k."""
+    runs = findings.real_runs(lambda _: summary)
+    loss, size = findings.by_k(runs), findings.by_k(runs, "parameters") / 1e6
+    axes = slide(findings.size_sentence(runs), 1, 2, note=f"mean of {runs['seed'].nunique()} seeds")
+    for model, style in model_styles(runs["model"]).items():
+        axes[0].plot(size[model], loss[model], label=model, **style)
+    labels = {f"{model} k={k}": model for model, k in findings.best_k(runs).items()}
+    rows = at_validations(curves[curves["model"].isin(labels)].replace({"model": labels}))
+    plot_loss_curves(rows, "elapsed_s", ax=axes[1], legend=False)
+    log_axes(axes[0], x=[tick for tick in (2, 5, 10, 20, 50, 100) if tick < 1.2 * size.max(axis=None)])
+    axes[0].set(xlabel="million parameters (log scale)", ylabel="validation loss (nats per token)", title="each k")
+    axes[1].set(xlabel="training time (s)", ylabel="", title="the best k of each design")
+    axes[0].legend()
+
+
 # ------------------------------------------------------------------------------------------------------------- 3 top-p
 @figure_of("top_p_by_hand")
 def top_p_cumulative(steps: pd.DataFrame) -> None:
@@ -764,7 +816,7 @@ def cost_latency(latency: pd.DataFrame) -> None:
 # --------------------------------------------------------------------------------------------------------- 6 interview
 EVIDENCE = ["kgram_designs_summary", "kgram_first_scale", "kgram_curve", "kgram_stories_summary"]
 EVIDENCE += [
-    "kgram_stories_long_summary",
+    "kgram_steps_summary",
     "kgram_floors_summary",
     "cost_ladder",
     "cost_parts",
