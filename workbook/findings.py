@@ -578,17 +578,18 @@ def designs(load: Load = load_runs) -> dict:
 
 
 def real_designs(load: Load = load_runs) -> dict:
-    """The designs on TinyStories, each at its best k, by how much a longer window costs each, and what tables gain."""
+    """The designs on TinyStories: each at its best k, what a longer window does to it, and what smaller tables do."""
     runs = real_runs(load)
-    best = intervals(at_best_k(runs), "validation_loss").assign(kgram_k=best_k(runs))
-    trials = search_trials(load("kgram_search"), load("kgram_search_summary"))
-    return {
-        "runs": runs,
-        "best": best,
-        "rise": past_best_k(runs),
-        "tables": table_effect(trials),
-        "found": searched(trials),
-    }
+    best, loss = intervals(at_best_k(runs), "validation_loss").assign(kgram_k=best_k(runs)), by_k(runs)
+    tables = table_effect(search_trials(load("kgram_search"), load("kgram_search_summary")))
+    change = loss.iloc[-1] - loss.iloc[0]
+    require("the embedding has the lowest loss at its best k", verdict(best, higher_is_better=False) == "embedding")
+    falls = change["convolution"] < 0 < change.drop("convolution").min()
+    require("by the longer window the loss of the convolution falls and that of the others rises", falls)
+    require("the embedding gains most by smaller tables", (tables.idxmax(axis=1) == "embedding").all())
+    apart = best["mean"].max() - best["mean"].min()
+    require("it gains more than lies between the designs", tables["embedding"].min() > apart)
+    return {"runs": runs, "best": best, "loss": loss, "change": change, "tables": tables, "apart": apart}
 
 
 def sampling(load: Load = load_runs) -> dict:
