@@ -403,7 +403,7 @@ def changed(name, change):
         ("finding", "kgram_speed", lambda f: f.assign(step_s=f["step_s"] / 3), "the notes' rates"),
         ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
         ("designs", "kgram_stories_summary", lambda f: worse(f, "embedding"), "the lowest loss on stories"),
-        ("real_designs", "kgram_steps_summary", higher_embedding, "the embedding has the lowest loss at its best k"),
+        ("real_designs", "kgram_steps_summary", higher_embedding, "embedding and convolution are level"),
         ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "have a lower loss than all three"),
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
