@@ -420,7 +420,7 @@ def kgram_by_cost(curves: pd.DataFrame, summary: pd.DataFrame) -> None:
     log_axes(axes[0], x=[tick for tick in (2, 5, 10, 20, 50, 100) if tick < 1.2 * size.max(axis=None)])
     axes[0].set(xlabel="million parameters (log scale)", ylabel="validation loss (nats per token)", title="each k")
     axes[1].set(xlabel="training time (s)", ylabel="", title="the best k of each design")
-    axes[0].legend()
+    axes[1].legend(*axes[0].get_legend_handles_labels(), loc="upper right")
 
 
 # ------------------------------------------------------------------------------------------------------------- 3 top-p
