@@ -404,6 +404,7 @@ def changed(name, change):
         ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
         ("designs", "kgram_stories_summary", lambda f: worse(f, "embedding"), "the lowest loss on stories"),
         ("real_designs", "kgram_steps_summary", higher_embedding, "embedding and convolution are level"),
+        ("timed_designs", "kgram_seconds_summary", lambda f: f.assign(validation_loss=3.0), "the convolution is ahead"),
         ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "have a lower loss than all three"),
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),

@@ -601,6 +601,15 @@ def real_designs(load: Load = load_runs) -> dict:
     return values | {"tables": tables, "apart": apart}
 
 
+def timed_designs(load: Load = load_runs) -> pd.DataFrame:
+    """The loss of each design on TinyStories after equal seconds at its best k, with interval, k and seconds."""
+    rows = load("kgram_seconds_summary")
+    rows = rows.assign(model=rows["kgram_net"])
+    best = intervals(at_best_k(rows), "validation_loss").assign(kgram_k=best_k(rows))
+    require("with equal seconds the convolution is ahead", verdict(best, higher_is_better=False) == "convolution")
+    return best.assign(seconds=rows["budget_seconds"].iloc[0])
+
+
 def sampling(load: Load = load_runs) -> dict:
     """What p does to a fair coin and to stories, and what a text and the filter cost."""
     coin, quality = load("top_p_3seqs").set_index(["temperature", "p"]), load("top_p_quality")

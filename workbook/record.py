@@ -41,7 +41,7 @@ POOLED = (
     "--dropout 0.2 --weight_decay 0.1"
 )
 # Of each design at a short and a long window: rates for its token tables as PyTorch draws them, and drawn from
-# N(0, 0.1²), doubled and halved from 0.008 until the loss rises; and what the search found.
+# N(0, 0.1²), doubled or halved from 0.008 until the loss rises; and what the search found.
 RATES: dict[tuple[str, int], dict[float | None, tuple[float, ...]]] = {
     ("one-hot", 3): {None: (0.008, 0.016, 0.032), 0.1: (0.008, 0.004, 0.016)},
     ("one-hot", 16): {None: (0.008, 0.004, 0.016), 0.1: (0.008, 0.004, 0.016)},
@@ -50,6 +50,7 @@ RATES: dict[tuple[str, int], dict[float | None, tuple[float, ...]]] = {
     ("convolution", 3): {None: (0.008, 0.016, 0.032, 0.064), 0.1: (0.008, 0.016, 0.032)},
     ("convolution", 16): {None: (0.008, 0.016, 0.032, 0.064), 0.1: (0.008, 0.016, 0.032)},
 }
+WINDOWS = (1, 2, 3, 5, 8, 16, 32)
 UNTUNED: dict[str, float | None] = {"dropout": 0.1, "blanks": 0.3}
 TUNED: dict[tuple[str, int], dict[str, float | None]] = {  # as findings.searched reads kgram_search
     ("one-hot", 3): {"table_std": 0.1, "learning_rate": 0.008, "dropout": 0.0, "blanks": 0.0},
@@ -122,14 +123,30 @@ def design_search() -> list[str]:
     ]
 
 
-def three_designs() -> list[str]:
-    """Each design at each window, three seeds, with what the search found for it."""
-    more = "--steps 500 --validate_every 100 --record kgram_steps"
+def design_lines(budget: str, windows: Sequence[int], table: str) -> list[str]:
+    """Each design at each window with what the search found for it, three seeds.
+
+    Up to 5 tokens a design has what was found for 3, beyond that what was found for 16. One-hot, with a table for each
+    place in the window, goes to 16.
+    """
+    more = f"--validate_every 100 --record {table}"
     return [
-        design_line(net, k, found, f'--seed {seed} {more} --label "{net} k={k}"')
+        design_line(net, k, TUNED[net, 3 if k <= 5 else 16], f'--seed {seed} {budget} {more} --label "{net} k={k}"')
         for seed in range(3)
-        for (net, k), found in TUNED.items()
+        for k in windows
+        for net in ("one-hot", "embedding", "convolution")
+        if k <= 16 or net != "one-hot"
     ]
+
+
+def equal_seconds() -> list[str]:
+    """The designs at windows of 1 to 32 tokens, 90 s each, three seeds."""
+    return design_lines("--budget_seconds 90", WINDOWS, "kgram_seconds")
+
+
+def equal_steps() -> list[str]:
+    """The designs at a short and a long window, with equal steps, three seeds."""
+    return design_lines("--steps 500", (3, 16), "kgram_steps")
 
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
@@ -155,7 +172,8 @@ def recordings() -> dict[str, Recording]:
     return {
         "kgram_curve": book("02", "kgram_curve", 25, COMPLETE=True),
         "kgram_search": designs("kgram_search", 70, design_search()),
-        "kgram_steps": designs("kgram_steps", 25, three_designs()),
+        "kgram_seconds": designs("kgram_seconds", 140, equal_seconds()),
+        "kgram_steps": designs("kgram_steps", 25, equal_steps()),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
         "stories_k": Recording(tables.format("stories_k"), 5, commands=tuple(short_window()), shown_in="04"),
