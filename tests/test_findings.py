@@ -274,7 +274,7 @@ def test_the_evidence_takes_a_further_design():
     evidence = findings.evidence(load).set_index(["criterion", "model"])["standing"]
     assert evidence["loss on small stories, 120 steps", "mine"] == findings.STANDINGS[0]
     assert evidence["loss on small stories, 120 steps", "embedding"] == findings.STANDINGS[2]
-    assert evidence["loss on TinyStories at its best k, 500 steps each", "mine"] == findings.STANDINGS[3]
+    assert evidence["loss at best k on TinyStories, 90 s each", "mine"] == findings.STANDINGS[3]
 
 
 def test_the_distance_from_the_kgram_to_the_lstm_adds_up():
@@ -298,30 +298,39 @@ def test_models_lie_between_others_where_their_intervals_are_apart():
 
 
 def real_of(**losses):
-    """Rows of kgram_steps_summary: a design's {k: losses of the seeds}."""
+    """Rows of the designs, 90 s each: a design's {k: losses of the seeds}."""
     rows = []
     for design, windows in losses.items():
         for k, values in windows.items():
             for seed, loss in enumerate(values):
-                rows.append((f"{design} k={k}", design, k, seed, 500, loss, 1000 * k, "tinystories"))
-    return frame("model kgram_net kgram_k seed steps validation_loss parameters stories", *rows)
+                rows.append((f"{design} k={k}", design, k, seed, 500, 90, loss, 1000 * k, "tinystories"))
+    return frame("model kgram_net kgram_k seed steps budget_seconds validation_loss parameters stories", *rows)
 
 
 def test_each_design_is_taken_at_the_window_where_its_mean_is_lowest():
     rows = real_of(b={1: [4.0, 4.2], 3: [3.0, 3.2], 8: [3.4, 3.6]}, a={1: [3.9, 3.9], 3: [2.0, 5.0], 8: [3.3, 3.3]})
-    runs = findings.real_runs({"kgram_steps_summary": rows}.get)
-    assert runs["budget"].unique().tolist() == ["500 steps each"] and runs["model"].unique().tolist() == ["b", "a"]
+    runs = findings.real_runs({"kgram_seconds_summary": rows, "kgram_steps_summary": rows[:0]}.get)
+    assert runs["budget"].unique().tolist() == ["90 s each"] and runs["model"].unique().tolist() == ["b", "a"]
     assert findings.best_k(runs).to_dict() == {"b": 3, "a": 8}  # one seed of a is lower at k = 3, its mean is not
     assert findings.at_best_k(runs)["validation_loss"].tolist() == [3.0, 3.2, 3.3, 3.3]
-    assert findings.past_best_k(runs).to_dict() == pytest.approx({"b": 0.4, "a": 0.0})
     assert findings.size_sentence(runs) == "Million weights where each design is best: b 0.0 (k=3), a 0.0 (k=8)"
 
 
-def test_the_rise_past_the_best_window_ends_where_all_designs_have_one():
-    runs = findings.real_runs(
-        {"kgram_steps_summary": real_of(a={1: [3.0], 8: [3.5], 32: [9.0]}, b={1: [2], 8: [4]})}.get
-    )
-    assert findings.past_best_k(runs).to_dict() == {"a": 0.5, "b": 2.0}
+def test_equal_seconds_come_first_and_decide():
+    rows = real_of(a={3: [3.0, 3.1]})
+    steps = pd.concat([rows.assign(steps=n, budget_seconds=math.nan, validation_loss=2.0) for n in (500, 1000)])
+    runs = findings.real_runs({"kgram_seconds_summary": rows, "kgram_steps_summary": steps}.get)
+    assert runs["budget"].unique().tolist() == ["90 s each", "500 steps each", "1,000 steps each"]
+    assert findings.first_budget(runs)["validation_loss"].tolist() == [3.0, 3.1]
+
+
+def test_the_limits_name_the_setting_of_each_text():
+    shown = findings.limits()
+    for text in (
+        "3seqs.txt: 3 seeds, 20 steps, k = 2",
+        "TinyStories: 3 seeds, 90 s of training, k = 1, 2, 3, 5, 8, 16 and 32",
+    ):
+        assert f"- {text}, " in shown
 
 
 def test_a_search_takes_the_best_start_and_then_the_best_of_each_other_option():
@@ -349,30 +358,31 @@ def test_the_designs_were_trained_with_what_the_search_found():
     found = findings.searched(findings.search_trials(load_runs("kgram_search"), load_runs("kgram_search_summary")))
     for key, row in found.iterrows():
         assert record.TUNED[key] == row.to_dict() | {"table_std": row["table_std"] or None}
-    runs = load_runs("kgram_steps_summary")
+    runs = findings.real_runs()
     for _, run in runs.assign(table_std=runs["table_std"].fillna(0)).iterrows():
-        assert run[found.columns].tolist() == found.loc[(run["kgram_net"], run["kgram_k"])].tolist()
+        assert run[found.columns].tolist() == found.loc[(run["kgram_net"], 3 if run["kgram_k"] <= 5 else 16)].tolist()
 
 
-def test_the_decision_looks_at_real_text_alone_and_asks_all_its_lines():
-    def decide(**standings):
-        lines = (
-            "loss on TinyStories at its best k, 500 steps",
-            "loss on TinyStories at its best k, 90 s",
+def test_the_decision_is_that_of_real_text_after_the_first_budget():
+    def decide(**losses):
+        """Losses of each design in three lines, of which the second decides."""
+        criteria = (
             "loss on small",
+            "loss at best k on TinyStories, 90 s each",
+            "loss at best k on TinyStories, 500 steps",
         )
-        rows = [(line, name, each) for name, all_ in standings.items() for line, each in zip(lines, all_, strict=True)]
-        return findings.decision_sentence(frame("criterion model standing", *rows))
+        lines = []
+        for number, criterion in enumerate(criteria):
+            values = frame("model value", *((name, one) for name, three in losses.items() for one in three[number]))
+            lines.append(findings.evidence_line(criterion, values, "value", [*losses]))
+        return findings.decision_sentence(pd.concat(lines))
 
-    best, level, behind, once = findings.STANDINGS
-    assert decide(a=[best, level, behind], b=[behind, level, best]) == "No difference in loss is shown between a and b"
-    assert decide(a=[best, best, behind], b=[behind, behind, best]) == (
-        "At its best k on TinyStories another design has a lower loss than b; than a none"
-    )
-    assert "one seed" in decide(a=[once, once, best], b=[once, once, behind])
-    assert decide(a=[best, best, best], b=[behind, behind, behind], c=[once, once, best]).endswith(
-        "than b; than a none"
-    )
+    low, high = [1.0, 1.01, 1.02], [9.0, 9.01, 9.02]
+    what = "loss at best k on TinyStories, 90 s each"
+    assert decide(a=[high, low, high], b=[low, high, low]) == f"a has the lowest {what} (a 1.01, b 9.01)"
+    assert decide(a=[high, low, high], b=[low, low, low]) == f"no difference in {what} is shown between a and b"
+    assert decide(a=[low, [1.0], low], b=[low, [2.0], low]).endswith("(one seed: no interval)")
+    assert decide(a=[low, low, low], b=[low, high, low], c=[low, [], low]).startswith("a has the lowest")
 
 
 # ---------------------------------------------------------------- the blocks of the README
@@ -392,6 +402,16 @@ def higher_embedding(rows):
     return rows.assign(validation_loss=rows["validation_loss"] + 9.0 * (rows["kgram_net"] == "embedding"))
 
 
+def worse_convolution(rows):
+    return rows.assign(validation_loss=rows["validation_loss"] + 9.0 * (rows["kgram_net"] == "convolution"))
+
+
+def even_further(rows):
+    return rows.assign(
+        validation_loss=rows["validation_loss"].where(rows["steps"] == 500, 3.0 - (rows["kgram_net"] == "embedding"))
+    )
+
+
 def changed(name, change):
     """The record with one run changed."""
     return lambda run: change(load_runs(run)) if run == name else load_runs(run)
@@ -403,8 +423,9 @@ def changed(name, change):
         ("finding", "kgram_speed", lambda f: f.assign(step_s=f["step_s"] / 3), "the notes' rates"),
         ("finding", "cost_texts", lambda f: f.assign(batch_contexts=f["batch_targets"]), "the text's repetition"),
         ("designs", "kgram_stories_summary", lambda f: worse(f, "embedding"), "the lowest loss on stories"),
+        ("real_designs", "kgram_seconds_summary", worse_convolution, "the rule leaves the convolution alone"),
         ("real_designs", "kgram_steps_summary", higher_embedding, "embedding and convolution are level"),
-        ("timed_designs", "kgram_seconds_summary", lambda f: f.assign(validation_loss=3.0), "the convolution is ahead"),
+        ("real_designs", "kgram_steps_summary", even_further, "with more steps the convolution is ahead"),
         ("designs", "kgram_first_scale", lambda f: f.assign(loss=f["loss"] + 9), "have a lower loss than all three"),
         ("sampling", "top_p_3seqs", lambda f: f.assign(low=0.6), "the coin is fair"),
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),

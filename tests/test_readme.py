@@ -101,13 +101,15 @@ def test_the_table_of_designs():
 
 
 def test_the_table_of_designs_on_real_stories():
-    rows = read("kgram_steps_summary")
+    rows = read("kgram_seconds_summary")
     lines = parse_table("Three designs on real stories")
     assert [line[0] for line in lines] == sorted({row["kgram_k"] for row in rows}, key=int)
     for line in lines:
         for cell, design in zip(line[1:4], DESIGNS, strict=True):
             own = [row for row in rows if (row["kgram_net"], row["kgram_k"]) == (design, line[0])]
-            assert len(own) >= 3
+            assert len(own) == (0 if cell == "not run" else 3)
+            if not own:
+                continue
             for shown, column in zip(numbers(cell), ("validation_loss", "mixed_loss"), strict=True):
                 assert shown == pytest.approx(mean(float(row[column]) for row in own), abs=0.00051)
         assert numbers(line[4])[0] == pytest.approx(float(own[0]["kneser_ney_loss"]), abs=0.00051)

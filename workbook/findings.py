@@ -21,6 +21,7 @@ NAMES = {"tinystories": "TinyStories", "builtin": "built-in stories", "small": "
 EXACT = ["loop", "one batch", "distinct contexts", "chunked head", "fused Adam", "memory reuse"]  # one result
 PARTS = ["context", "net", "head", "loss", "backward", "optimiser"]
 START, OTHERS = ["table_std", "learning_rate"], ["dropout", "blanks"]  # what kgram_search tries, first and then
+DECIDES = "loss at best k"  # how the criteria of `evidence` begin of which the rule looks at the first
 STANDINGS = ["best", "no difference shown", "worse than another", "measured once, or not run"]
 
 
@@ -419,33 +420,23 @@ def counts_by_k(summary: pd.DataFrame) -> str:
     return f"Counts have a lower loss than the net at {ahead} of {len(net)} k, the mixture has the lowest at {best}"
 
 
-def decision_sentence(table: pd.DataFrame) -> str:
-    """Which designs have a loss whose interval lies above another's in every line that decides, and which have not."""
-    losses = deciding(table)
-    measured = losses[losses["standing"] != STANDINGS[3]]
-    if not len(measured):
-        return f"The designs measured, with one seed each: {NO_INTERVAL}"
-    behind = (measured["standing"] == STANDINGS[2]).groupby(measured["model"], sort=False).all()
-    dropped, kept = behind.index[behind], behind.index[~behind]
-    if not len(dropped):
-        return f"No difference in loss is shown between {join(kept)}"
-    text = losses["criterion"].iloc[0].removeprefix("loss on ").split(" at its")[0]
-    return f"At its best k on {text} another design has a lower loss than {join(dropped)}; than {join(kept)} none"
-
-
 def deciding(table: pd.DataFrame) -> pd.DataFrame:
-    """The lines of `evidence` that the rule looks at: the losses on real text."""
-    return table[table["criterion"].str.contains("at its best k")]
+    """The line of `evidence` that the rule looks at, by model: the loss on real text after the first budget."""
+    lines = table[table["criterion"].str.startswith(DECIDES)]
+    return lines[lines["criterion"] == lines["criterion"].iloc[0]].set_index("model")
+
+
+def decision_sentence(table: pd.DataFrame) -> str:
+    """What the line of `evidence` that decides shows of the designs that were measured."""
+    losses = deciding(table).dropna(subset="mean")
+    compared = losses[losses["standing"] != STANDINGS[3]]
+    return comparison(compared if len(compared) else losses, losses["criterion"].iloc[0])
 
 
 def conclusion(table: pd.DataFrame) -> str:
     """What the rule leaves of the designs, as a slide in Markdown (rows of `evidence`)."""
-    lines = [f"{decision_sentence(table)}."]
-    losses = deciding(table).drop_duplicates("criterion")
-    lines += [
-        f"{criterion[0].upper()}{criterion[1:]}: {rule}."
-        for criterion, rule in losses[["criterion", "rule"]].to_numpy()
-    ]
+    sentence, dropped = decision_sentence(table), deciding(table)["standing"] == STANDINGS[2]
+    lines = [f"{sentence[0].upper()}{sentence[1:]}.", f"Dropped by the rule: {join(dropped.index[dropped])}."]
     lost = table[table["standing"] == STANDINGS[2]].groupby("model")["criterion"].nunique()
     each = [f"{name} in {lost.get(name, 0)}" for name in table["model"].unique()]
     lines.append(f"Of {table['criterion'].nunique()} measurements another design is better than {join(each)}.")
@@ -454,7 +445,7 @@ def conclusion(table: pd.DataFrame) -> str:
 
 def limits(load: Load = load_runs) -> str:
     """What the comparison of the designs rests on, as a slide in Markdown."""
-    trained, stories, real = load("kgram_designs_summary"), load("kgram_stories_summary"), load("kgram_steps_summary")
+    trained, stories, real = load("kgram_designs_summary"), load("kgram_stories_summary"), load("kgram_seconds_summary")
     lines = ["3seqs.txt has three distinct lines: it ranks nothing that reads further than them."]
     for rows in (trained, stories):
         row, text = rows.iloc[0], NAMES.get(rows["text"].iloc[0], rows["text"].iloc[0])
@@ -465,7 +456,8 @@ def limits(load: Load = load_runs) -> str:
     row, windows = real.iloc[0], sorted(real["kgram_k"].unique())
     setting = f"k = {join(windows)}, hidden {row['hidden_size']}, {row['optimizer']}, rates searched with one seed"
     name = NAMES.get(row["stories"], row["stories"])
-    lines.append(f"{name}: {real['seed'].nunique()} seeds, {row['steps']} steps, {setting}, V = {row['vocab_size']:,}.")
+    budget = f"{row['budget_seconds']:g} s of training"
+    lines.append(f"{name}: {real['seed'].nunique()} seeds, {budget}, {setting}, V = {row['vocab_size']:,}.")
     processor, threads = trained[["processor", "threads"]].iloc[0]
     lines.append(f"One machine: {processor}, {threads} threads.")
     lines.append("No difference means that none is shown: more seeds may show one.")
@@ -501,7 +493,7 @@ def evidence(load: Load = load_runs) -> pd.DataFrame:
         (f"loss on {text}, equal initialisation", rescaled, "mean_loss"),
         (tuned, mean_losses(at_best_rates(curve)), "mean_loss"),
         (f"loss on {told}, {stories['steps'].iloc[0]} steps", stories, "validation_loss"),
-        *((f"loss on {name} at its best k, {budget}", at_best_k(rows), "validation_loss") for budget, rows in budgets),
+        *((f"{DECIDES} on {name}, {budget}", at_best_k(rows), "validation_loss") for budget, rows in budgets),
         ("most above the lowest loss (nats / 1000)", most, "nats"),
         (f"targets/s, trained in turn, {text}", trained, "tokens_per_s"),
     ]
@@ -582,32 +574,29 @@ def designs(load: Load = load_runs) -> dict:
 
 
 def real_designs(load: Load = load_runs) -> dict:
-    """The designs on TinyStories: each at its best k, what a longer window does to it, and what smaller tables do."""
-    runs = real_runs(load)
+    """The designs on TinyStories: each at its best k, what a longer window and shared tables do, and smaller tables."""
+    every = real_runs(load)
+    runs, steps = first_budget(every), every[every["budget_seconds"].isna()]
     best, loss = intervals(at_best_k(runs), "validation_loss").assign(kgram_k=best_k(runs)), by_k(runs)
+    require("the rule leaves the convolution alone", verdict(best, higher_is_better=False) == "convolution")
+    mixed, others = by_k(runs, "mixed_loss"), best["kgram_k"].drop("convolution")
+    require("the loss of the convolution falls to the longest window", loss["convolution"].is_monotonic_decreasing)
+    require("the loss of the others rises before that", others.max() < loss.dropna().index[-1])
+    lowest = (loss.index[-1], "convolution")
+    require("mixed with counts too the convolution with the longest window is lowest", mixed.stack().idxmin() == lowest)
     tables = table_effect(search_trials(load("kgram_search"), load("kgram_search_summary")))
-    change = loss.iloc[-1] - loss.iloc[0]
-    left = level(best.drop("one-hot")) and worse(best) == ["one-hot"]
-    require("the rule drops one-hot, and embedding and convolution are level", left)
-    mixed = by_k(runs, "mixed_loss")
-    lowest = mixed.stack().idxmin() == (mixed.index[-1], "convolution")
-    require("mixed with counts the convolution has the lowest loss, with the longer window", lowest)
-    falls = change["convolution"] < 0 < change.drop("convolution").min()
-    require("by the longer window the loss of the convolution falls and that of the others rises", falls)
     require("the embedding gains most by smaller tables", (tables.idxmax(axis=1) == "embedding").all())
     apart = best["mean"].max() - best["mean"].min()
-    require("it gains more than lies between the designs", tables["embedding"].min() > apart)
-    values = {"runs": runs, "best": best, "loss": loss, "mixed": mixed, "change": change}
-    return values | {"tables": tables, "apart": apart}
-
-
-def timed_designs(load: Load = load_runs) -> pd.DataFrame:
-    """The loss of each design on TinyStories after equal seconds at its best k, with interval, k and seconds."""
-    rows = load("kgram_seconds_summary")
-    rows = rows.assign(model=rows["kgram_net"])
-    best = intervals(at_best_k(rows), "validation_loss").assign(kgram_k=best_k(rows))
-    require("with equal seconds the convolution is ahead", verdict(best, higher_is_better=False) == "convolution")
-    return best.assign(seconds=rows["budget_seconds"].iloc[0])
+    require("that is more than lies between the designs", tables["embedding"].min() > apart)
+    shared = (loss["one-hot"] - loss["embedding"]).dropna()
+    require("from k = 2 on one table for all places has the lower loss", (shared.loc[2:] > 0).all() and shared[1] < 0)
+    few, more = (steps[steps["steps"] == number] for number in sorted(steps["steps"].unique()))
+    even = intervals(at_best_k(few), "validation_loss").assign(kgram_k=best_k(few), steps=few["steps"].iloc[0])
+    require("after few steps embedding and convolution are level", level(even.drop("one-hot")))
+    further = at_best_k(more).set_index("model")[["kgram_k", "steps", "validation_loss"]]
+    require("with more steps the convolution is ahead", further["validation_loss"].idxmin() == "convolution")
+    values = {"runs": runs, "best": best, "loss": loss, "mixed": mixed, "tables": tables, "apart": apart}
+    return values | {"even": even, "further": further, "shared": shared, "size": by_k(runs, "parameters")}
 
 
 def sampling(load: Load = load_runs) -> dict:
@@ -692,9 +681,17 @@ def table_sentence(trials: pd.DataFrame) -> str:
 
 
 def real_runs(load: Load = load_runs) -> pd.DataFrame:
-    """Rows of the designs on TinyStories: `model` is the design, `budget` what each training had, in words."""
-    runs = load("kgram_steps_summary")
-    return runs.assign(model=runs["kgram_net"], budget=runs["steps"].map("{:,} steps each".format))
+    """Rows of the designs on TinyStories, equal seconds first: `model` is the design, `budget` what each training had,
+    in words. What takes them below takes those of one budget."""
+    seconds, steps = load("kgram_seconds_summary"), load("kgram_steps_summary")
+    seconds = seconds.assign(budget=seconds["budget_seconds"].map("{:g} s each".format))
+    runs = pd.concat([seconds, steps.assign(budget=steps["steps"].map("{:,} steps each".format))], ignore_index=True)
+    return runs.assign(model=runs["kgram_net"])
+
+
+def first_budget(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `real_runs` that decide between the designs: those with equal seconds."""
+    return runs[runs["budget"] == runs["budget"].iloc[0]]
 
 
 def by_k(runs: pd.DataFrame, column: str = "validation_loss") -> pd.DataFrame:
@@ -710,12 +707,6 @@ def at_best_k(runs: pd.DataFrame) -> pd.DataFrame:
 def best_k(runs: pd.DataFrame) -> pd.Series:
     """That k, by design."""
     return at_best_k(runs).groupby("model", sort=False)["kgram_k"].first()
-
-
-def past_best_k(runs: pd.DataFrame) -> pd.Series:
-    """By how much (nats) the mean loss of each design rises from its best k to the longest that all of them have."""
-    loss = by_k(runs).dropna()
-    return loss.iloc[-1] - loss.min()
 
 
 def best_k_sentence(runs: pd.DataFrame) -> str:

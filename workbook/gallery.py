@@ -389,12 +389,14 @@ def kgram_search(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     plt.gcf().axes[0].legend()
 
 
-@figure_of("kgram_steps_summary", prepare=findings.real_runs)
+@figure_of("kgram_seconds_summary", "kgram_steps_summary", prepare=findings.real_runs)
 def kgram_by_k(runs: pd.DataFrame) -> None:
     """Validation loss of each design on TinyStories against k, alone and mixed with the counts of the same context."""
     dashes: dict[str, Any] = {"linestyle": (0, (2, 2)), "linewidth": 2}
     labels = {"x": "k, tokens of context", "y": "validation loss (nats per token)"}
-    for ax, budget, rows in panels(findings.best_k_sentence(runs), runs, "budget", **labels):
+    first = findings.first_budget(runs)
+    title = f"{first['budget'].iloc[0]}: {findings.best_k_sentence(first)}"
+    for ax, budget, rows in panels(title, runs, "budget", **labels):
         alone, mixed = (findings.by_k(rows, column) for column in ("validation_loss", "mixed_loss"))
         for model, style in model_styles(rows["model"]).items():
             ax.plot(alone[model].dropna(), label=model, **style | {"linestyle": "-"})
@@ -402,16 +404,22 @@ def kgram_by_k(runs: pd.DataFrame) -> None:
         ax.plot([], [], color="0.4", label="mixed with counts", **dashes)
         ax.plot(rows.groupby("kgram_k")["kneser_ney_loss"].first(), color="black", linewidth=2, label="Kneser-Ney")
         log_axes(ax, x=sorted(rows["kgram_k"].unique()))
-        ax.set_title(f"{budget}, mean of {rows['seed'].nunique()} seeds")
+        seeds = rows["seed"].nunique()
+        ax.set_title(f"{budget}, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}")
     plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=17)
 
 
-@figure_of("kgram_steps", "kgram_steps_summary")
+@figure_of("kgram_seconds", "kgram_seconds_summary")
 def kgram_by_cost(curves: pd.DataFrame, summary: pd.DataFrame) -> None:
     """Validation loss on TinyStories against parameters, for each k, and against seconds, for each design's best k."""
-    runs = findings.real_runs(lambda _: summary)
+    runs = summary.assign(model=summary["kgram_net"])
     loss, size = findings.by_k(runs), findings.by_k(runs, "parameters") / 1e6
-    axes = slide(findings.size_sentence(runs), 1, 2, note=f"mean of {runs['seed'].nunique()} seeds")
+    axes = slide(
+        findings.size_sentence(runs),
+        1,
+        2,
+        note=f"{runs['budget_seconds'].iloc[0]:g} s each, mean of {runs['seed'].nunique()} seeds",
+    )
     for model, style in model_styles(runs["model"]).items():
         axes[0].plot(size[model], loss[model], label=model, **style)
     labels = {f"{model} k={k}": model for model, k in findings.best_k(runs).items()}
@@ -816,6 +824,7 @@ def cost_latency(latency: pd.DataFrame) -> None:
 # --------------------------------------------------------------------------------------------------------- 6 interview
 EVIDENCE = ["kgram_designs_summary", "kgram_first_scale", "kgram_curve", "kgram_stories_summary"]
 EVIDENCE += [
+    "kgram_seconds_summary",
     "kgram_steps_summary",
     "kgram_floors_summary",
     "cost_ladder",

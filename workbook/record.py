@@ -123,16 +123,18 @@ def design_search() -> list[str]:
     ]
 
 
-def design_lines(budget: str, windows: Sequence[int], table: str) -> list[str]:
-    """Each design at each window with what the search found for it, three seeds.
+def design_lines(budgets: Sequence[tuple[int, str, str]], windows: Sequence[int], table: str) -> list[str]:
+    """Each design at each window with what the search found for it; a budget: seed, option, ending of the label.
 
     Up to 5 tokens a design has what was found for 3, beyond that what was found for 16. One-hot, with a table for each
     place in the window, goes to 16.
     """
     more = f"--validate_every 100 --record {table}"
     return [
-        design_line(net, k, TUNED[net, 3 if k <= 5 else 16], f'--seed {seed} {budget} {more} --label "{net} k={k}"')
-        for seed in range(3)
+        design_line(
+            net, k, TUNED[net, 3 if k <= 5 else 16], f'--seed {seed} {budget} {more} --label "{net} k={k}{end}"'
+        )
+        for seed, budget, end in budgets
         for k in windows
         for net in ("one-hot", "embedding", "convolution")
         if k <= 16 or net != "one-hot"
@@ -141,12 +143,13 @@ def design_lines(budget: str, windows: Sequence[int], table: str) -> list[str]:
 
 def equal_seconds() -> list[str]:
     """The designs at windows of 1 to 32 tokens, 90 s each, three seeds."""
-    return design_lines("--budget_seconds 90", WINDOWS, "kgram_seconds")
+    return design_lines([(seed, "--budget_seconds 90", "") for seed in range(3)], WINDOWS, "kgram_seconds")
 
 
 def equal_steps() -> list[str]:
-    """The designs at a short and a long window, with equal steps, three seeds."""
-    return design_lines("--steps 500", (3, 16), "kgram_steps")
+    """The designs at a short and a long window, with equal steps: three seeds, and the first with twice the steps."""
+    budgets = [(seed, "--steps 500", "") for seed in range(3)] + [(0, "--steps 1000", ", 1,000 steps")]
+    return design_lines(budgets, (3, 16), "kgram_steps")
 
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
@@ -173,7 +176,7 @@ def recordings() -> dict[str, Recording]:
         "kgram_curve": book("02", "kgram_curve", 25, COMPLETE=True),
         "kgram_search": designs("kgram_search", 70, design_search()),
         "kgram_seconds": designs("kgram_seconds", 140, equal_seconds()),
-        "kgram_steps": designs("kgram_steps", 25, equal_steps()),
+        "kgram_steps": designs("kgram_steps", 40, equal_steps()),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
         "stories_k": Recording(tables.format("stories_k"), 5, commands=tuple(short_window()), shown_in="04"),
