@@ -274,7 +274,7 @@ def test_the_evidence_takes_a_further_design():
     evidence = findings.evidence(load).set_index(["criterion", "model"])["standing"]
     assert evidence["loss on small stories, 120 steps", "mine"] == findings.STANDINGS[0]
     assert evidence["loss on small stories, 120 steps", "embedding"] == findings.STANDINGS[2]
-    assert evidence["loss at best k on TinyStories, 90 s each", "mine"] == findings.STANDINGS[3]
+    assert evidence["loss at best k on TinyStories, 90 s", "mine"] == findings.STANDINGS[3]
 
 
 def test_the_distance_from_the_kgram_to_the_lstm_adds_up():
@@ -310,7 +310,7 @@ def real_of(**losses):
 def test_each_design_is_taken_at_the_window_where_its_mean_is_lowest():
     rows = real_of(b={1: [4.0, 4.2], 3: [3.0, 3.2], 8: [3.4, 3.6]}, a={1: [3.9, 3.9], 3: [2.0, 5.0], 8: [3.3, 3.3]})
     runs = findings.real_runs({"kgram_seconds_summary": rows, "kgram_steps_summary": rows[:0]}.get)
-    assert runs["budget"].unique().tolist() == ["90 s each"] and runs["model"].unique().tolist() == ["b", "a"]
+    assert runs["budget"].unique().tolist() == ["90 s"] and runs["model"].unique().tolist() == ["b", "a"]
     assert findings.best_k(runs).to_dict() == {"b": 3, "a": 8}  # one seed of a is lower at k = 3, its mean is not
     assert findings.at_best_k(runs)["validation_loss"].tolist() == [3.0, 3.2, 3.3, 3.3]
     assert findings.size_sentence(runs) == "Million weights where each design is best: b 0.0 (k=3), a 0.0 (k=8)"
@@ -320,7 +320,7 @@ def test_equal_seconds_come_first_and_decide():
     rows = real_of(a={3: [3.0, 3.1]})
     steps = pd.concat([rows.assign(steps=n, budget_seconds=math.nan, validation_loss=2.0) for n in (500, 1000)])
     runs = findings.real_runs({"kgram_seconds_summary": rows, "kgram_steps_summary": steps}.get)
-    assert runs["budget"].unique().tolist() == ["90 s each", "500 steps each", "1,000 steps each"]
+    assert runs["budget"].unique().tolist() == ["90 s", "500 steps", "1,000 steps"]
     assert findings.first_budget(runs)["validation_loss"].tolist() == [3.0, 3.1]
 
 
@@ -368,7 +368,7 @@ def test_the_decision_is_that_of_real_text_after_the_first_budget():
         """Losses of each design in three lines, of which the second decides."""
         criteria = (
             "loss on small",
-            "loss at best k on TinyStories, 90 s each",
+            "loss at best k on TinyStories, 90 s",
             "loss at best k on TinyStories, 500 steps",
         )
         lines = []
@@ -378,7 +378,7 @@ def test_the_decision_is_that_of_real_text_after_the_first_budget():
         return findings.decision_sentence(pd.concat(lines))
 
     low, high = [1.0, 1.01, 1.02], [9.0, 9.01, 9.02]
-    what = "loss at best k on TinyStories, 90 s each"
+    what = "loss at best k on TinyStories, 90 s"
     assert decide(a=[high, low, high], b=[low, high, low]) == f"a has the lowest {what} (a 1.01, b 9.01)"
     assert decide(a=[high, low, high], b=[low, low, low]) == f"no difference in {what} is shown between a and b"
     assert decide(a=[low, [1.0], low], b=[low, [2.0], low]).endswith("(one seed: no interval)")

@@ -684,8 +684,8 @@ def real_runs(load: Load = load_runs) -> pd.DataFrame:
     """Rows of the designs on TinyStories, equal seconds first: `model` is the design, `budget` what each training had,
     in words. What takes them below takes those of one budget."""
     seconds, steps = load("kgram_seconds_summary"), load("kgram_steps_summary")
-    seconds = seconds.assign(budget=seconds["budget_seconds"].map("{:g} s each".format))
-    runs = pd.concat([seconds, steps.assign(budget=steps["steps"].map("{:,} steps each".format))], ignore_index=True)
+    seconds = seconds.assign(budget=seconds["budget_seconds"].map("{:g} s".format))
+    runs = pd.concat([seconds, steps.assign(budget=steps["steps"].map("{:,} steps".format))], ignore_index=True)
     return runs.assign(model=runs["kgram_net"])
 
 

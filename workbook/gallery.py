@@ -405,7 +405,7 @@ def kgram_by_k(runs: pd.DataFrame) -> None:
         ax.plot(rows.groupby("kgram_k")["kneser_ney_loss"].first(), color="black", linewidth=2, label="Kneser-Ney")
         log_axes(ax, x=sorted(rows["kgram_k"].unique()))
         seeds = rows["seed"].nunique()
-        ax.set_title(f"{budget}, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}")
+        ax.set_title(f"{budget}, {seeds} seed{'s' * (seeds > 1)}")
     plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=17)
 
 
