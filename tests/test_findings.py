@@ -385,6 +385,24 @@ def test_the_decision_is_that_of_real_text_after_the_first_budget():
     assert decide(a=[low, low, low], b=[low, high, low], c=[low, [], low]).startswith("a has the lowest")
 
 
+def test_two_models_are_compared_after_the_tokens_that_both_were_trained_with():
+    columns = "models budget_tokens validation_loss"
+    long = frame(columns, *(("LSTM", 9, loss) for loss in (2.0, 2.01)), ("Transformer", 7, 1.0), ("k-gram", None, 0.0))
+    apart = [("Transformer", 9, loss) for loss in (1.0, 1.01)] + [("LSTM", 3, 4.0), ("LSTM", 3, 4.01)]
+
+    def compared(*rows):
+        record = {"stories_5min_summary": long, "stories_tokens_summary": frame(columns, *apart, *rows)}
+        return findings.equal_tokens(record.get)
+
+    runs = compared(("Transformer", 3, 3.0), ("Transformer", 3, 3.01))
+    assert runs.groupby(["budget_tokens", "model"]).size().to_dict() == {
+        (tokens, name): 2 for tokens in (3, 9) for name in ("LSTM", "Transformer")
+    }
+    assert findings.budget_sentence(runs) == "Transformer has the lower loss after each of 2 numbers of tokens"
+    level = findings.budget_sentence(compared(("Transformer", 3, 4.0), ("Transformer", 3, 4.01)))
+    assert level == "3e-06 M tokens: no difference: LSTM, Transformer; 9e-06 M tokens: Transformer"
+
+
 # ---------------------------------------------------------------- the blocks of the README
 
 
@@ -431,6 +449,7 @@ def changed(name, change):
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
         ("stories", "stories_reuse_summary", lambda f: f.assign(validation_loss=[1, 2, 3] * 3), "embedding helps most"),
         ("stories", "stories_5min_summary", lambda f: worse(f, "Transformer"), "LSTM and Transformer are level"),
+        ("stories", "stories_tokens_summary", lambda f: f.assign(validation_loss=9.0), "after each number of tokens"),
         ("cost", "cost_processes", lambda f: f.assign(loss=f["processes"]), "end at the same loss"),
     ],
 )

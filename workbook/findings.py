@@ -623,6 +623,9 @@ def stories(load: Load = load_runs) -> dict:
     used, seconds = (runs.groupby("model")[column].mean() for column in ("tokens", "wall_s"))
     require("LSTM and Transformer are level", level(loss.loc[["LSTM", "Transformer"]]))
     require("the Transformer has used fewer tokens than the LSTM", used["Transformer"] < used["LSTM"])
+    equal = equal_tokens(load)
+    first = set(lowest_by_budget(equal)) == {"Transformer"}
+    require("after each number of tokens the Transformer has the lower loss", first)
     require("the pooled k-gram lies between k-gram and LSTM", between(loss, "k-gram", "pooled k-gram", "LSTM"))
     require("its text is that of the models", (text["vocab_size"] == kgram["vocab_size"]).all())
     require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
@@ -630,8 +633,30 @@ def stories(load: Load = load_runs) -> dict:
     values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
     values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}
     values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_seconds": reuse["wall_s"].median()}
+    values["equal"] = equal.groupby(["budget_tokens", "model"])["validation_loss"].mean().unstack()
     values |= {"starts": starts, "seconds": seconds, "window": window_parts(load("stories_k_summary"), runs)}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
+
+
+def equal_tokens(load: Load = load_runs) -> pd.DataFrame:
+    """Run rows of LSTM and Transformer with each `budget_tokens` that both were trained with; `model` is which."""
+    runs = pd.concat([load("stories_5min_summary"), load("stories_tokens_summary")], ignore_index=True)
+    runs = runs[runs["models"].isin(["LSTM", "Transformer"])].assign(model=lambda rows: rows["models"])
+    return runs[runs.groupby("budget_tokens")["model"].transform("nunique") == 2].sort_values("budget_tokens")
+
+
+def lowest_by_budget(runs: pd.DataFrame) -> pd.Series:
+    """By number of tokens the model with the lowest loss, or that no difference is shown (rows of `equal_tokens`)."""
+    tables = {tokens: intervals(rows, "validation_loss") for tokens, rows in runs.groupby("budget_tokens")}
+    return pd.Series({tokens: verdict(table, higher_is_better=False) for tokens, table in tables.items()})
+
+
+def budget_sentence(runs: pd.DataFrame) -> str:
+    """Which of the two has the lower loss after each number of tokens."""
+    lowest = lowest_by_budget(runs)
+    if lowest.nunique() == 1 and lowest.iloc[0] in set(runs["model"]):
+        return f"{lowest.iloc[0]} has the lower loss after each of {len(lowest)} numbers of tokens"
+    return "; ".join(f"{tokens / 1e6:g} M tokens: {name}" for tokens, name in lowest.items())
 
 
 def search_trials(steps: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

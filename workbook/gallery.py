@@ -637,6 +637,20 @@ def stories_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     draw_three_curves(steps, levels, f"Up to {summary['wall_s'].max():,.0f} s each: {loss}")
 
 
+@figure_of("stories_5min_summary", "stories_tokens_summary")
+def stories_tokens(long: pd.DataFrame, short: pd.DataFrame) -> None:
+    """Validation loss of LSTM and Transformer after equal numbers of tokens."""
+    runs = findings.equal_tokens({"stories_5min_summary": long, "stories_tokens_summary": short}.get)
+    note = "each point a training of its own, with its own schedule; whiskers: lowest to highest seed"
+    labels = {"xlabel": "tokens of training", "ylabel": "validation loss (nats per token)"}
+    ax = slide(findings.budget_sentence(runs), note=note, **labels)
+    for model, style in model_styles(runs["model"]).items():
+        rows = runs[runs["model"] == model]
+        plot_spread(ax, rows["validation_loss"], rows["budget_tokens"], model, style)
+    log_axes(ax, x=sorted(runs["budget_tokens"].unique()))
+    ax.legend()
+
+
 @figure_of("stories_5min_summary")
 def stories_mixture(summary: pd.DataFrame) -> None:
     """Validation loss of each model, alone and mixed with counts."""

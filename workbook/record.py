@@ -28,11 +28,11 @@ RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_ever
 WHOLE_STORY = "--similar_lengths --embed_size 192"
 LSTM = (
     f"--models LSTM {WHOLE_STORY} --hidden_size 384 --batch_size 4 --learning_rate 0.012 --dropout 0.1 "
-    "--weight_decay 0.1 --budget_tokens 2900000 --validate_every 400"
+    "--weight_decay 0.1 --validate_every 400"
 )
 TRANSFORMER = (
     f"--models Transformer {WHOLE_STORY} --n_heads 2 --short_conv --qk_norm --batch_size 8 --learning_rate 0.003 "
-    "--weight_decay 0.01 --budget_tokens 2300000 --validate_every 150"
+    "--weight_decay 0.01 --validate_every 150"
 )
 CONTEXTS = "--models k-gram --corpus_contexts --batch_size 1024 --validate_every 250"
 KGRAM = f"{CONTEXTS} --hidden_size 320 --learning_rate 0.003 --blanks 0.3 --dropout 0.2 --weight_decay 0.2"
@@ -74,11 +74,23 @@ class Recording(NamedTuple):
 
 
 def five_minutes() -> list[str]:
-    """Four models, three seeds, three to six minutes each."""
+    """Four models, six seeds, three to six minutes each."""
     long = f"{TEXT} {RECIPE} --unigram_bias --seed {{seed}} --record stories_5min --output_dir {{out}}/seed{{seed}}"
     nets = {"pooled": f'{POOLED} --kgram_k 32 --label "pooled k-gram"', "plain": f"{KGRAM} --embed_size 160"}
-    lines = [f"{long} {model}" for model in (TRANSFORMER, LSTM)]
+    lines = [f"{long} {TRANSFORMER} --budget_tokens 2300000", f"{long} {LSTM} --budget_tokens 2900000"]
     lines += [f"{long}/{name} --steps 2250 {net}" for name, net in nets.items()]
+    return [line.replace("{seed}", str(seed)) for line in lines for seed in range(6)]
+
+
+def equal_tokens() -> list[str]:
+    """LSTM and Transformer trained on the same number of tokens, three seeds; `five_minutes` has the LSTM's longest."""
+    line = f"{TEXT} {RECIPE} --unigram_bias --seed {{seed}} --record stories_tokens"
+    trained = [(TRANSFORMER, "Transformer", tokens) for tokens in (300_000, 1_000_000, 2_900_000)]
+    trained += [(LSTM, "LSTM", tokens) for tokens in (300_000, 1_000_000)]
+    lines = [
+        f'{line} {options} --budget_tokens {tokens} --label "{model}, {tokens:,} tokens"'
+        for options, model, tokens in trained
+    ]
     return [line.replace("{seed}", str(seed)) for line in lines for seed in range(3)]
 
 
@@ -180,7 +192,10 @@ def recordings() -> dict[str, Recording]:
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
         "stories_k": Recording(tables.format("stories_k"), 5, commands=tuple(short_window()), shown_in="04"),
-        "stories_5min": Recording(tables.format("stories_5min"), 65, commands=tuple(five_minutes()), shown_in="04"),
+        "stories_5min": Recording(tables.format("stories_5min"), 130, commands=tuple(five_minutes()), shown_in="04"),
+        "stories_tokens": Recording(
+            summary.format("stories_tokens"), 45, commands=tuple(equal_tokens()), shown_in="06"
+        ),
         "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
         "01": book("01", summary.format("sanity_check"), 0.5),
