@@ -398,9 +398,11 @@ def test_two_models_are_compared_after_the_tokens_that_both_were_trained_with():
     assert runs.groupby(["budget_tokens", "model"]).size().to_dict() == {
         (tokens, name): 2 for tokens in (3, 9) for name in ("LSTM", "Transformer")
     }
-    assert findings.budget_sentence(runs) == "Transformer has the lower loss after each of 2 numbers of tokens"
-    level = findings.budget_sentence(compared(("Transformer", 3, 4.0), ("Transformer", 3, 4.01)))
-    assert level == "3e-06 M tokens: no difference: LSTM, Transformer; 9e-06 M tokens: Transformer"
+    assert findings.budget_sentence(runs) == "Lower loss: Transformer after 3e-06 and 9e-06 M tokens"
+    crossed = findings.budget_sentence(compared(("Transformer", 3, 5.0), ("Transformer", 3, 5.01)))
+    assert crossed == "Lower loss: LSTM after 3e-06 M tokens, Transformer after 9e-06 M tokens"
+    level = findings.lowest_by_budget(compared(("Transformer", 3, 4.0), ("Transformer", 3, 4.01)))
+    assert level.to_dict() == {3: "no difference: LSTM, Transformer", 9: "Transformer"}
 
 
 # ---------------------------------------------------------------- the blocks of the README
@@ -449,7 +451,7 @@ def changed(name, change):
         ("sampling", "top_p_quality", lambda f: f.assign(perplexity=f.index), "less surprised by the LSTM"),
         ("stories", "stories_reuse_summary", lambda f: f.assign(validation_loss=[1, 2, 3] * 3), "embedding helps most"),
         ("stories", "stories_5min_summary", lambda f: worse(f, "Transformer"), "LSTM and Transformer are level"),
-        ("stories", "stories_tokens_summary", lambda f: f.assign(validation_loss=9.0), "after each number of tokens"),
+        ("stories", "stories_tokens_summary", lambda f: f.assign(validation_loss=9.0), "with few tokens the LSTM"),
         ("cost", "cost_processes", lambda f: f.assign(loss=f["processes"]), "end at the same loss"),
     ],
 )

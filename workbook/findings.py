@@ -624,8 +624,10 @@ def stories(load: Load = load_runs) -> dict:
     require("LSTM and Transformer are level", level(loss.loc[["LSTM", "Transformer"]]))
     require("the Transformer has used fewer tokens than the LSTM", used["Transformer"] < used["LSTM"])
     equal = equal_tokens(load)
-    first = set(lowest_by_budget(equal)) == {"Transformer"}
-    require("after each number of tokens the Transformer has the lower loss", first)
+    lowest = lowest_by_budget(equal)
+    few, many = (lowest.index[lowest == name] for name in ("LSTM", "Transformer"))
+    crossed = len(few) + len(many) == len(lowest) and few.max() < many.min()
+    require("with few tokens the LSTM has the lower loss, with more the Transformer", crossed)
     require("the pooled k-gram lies between k-gram and LSTM", between(loss, "k-gram", "pooled k-gram", "LSTM"))
     require("its text is that of the models", (text["vocab_size"] == kgram["vocab_size"]).all())
     require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
@@ -633,6 +635,7 @@ def stories(load: Load = load_runs) -> dict:
     values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
     values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}
     values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_seconds": reuse["wall_s"].median()}
+    values["cross"] = few.max(), many.min()
     values["equal"] = equal.groupby(["budget_tokens", "model"])["validation_loss"].mean().unstack()
     values |= {"starts": starts, "seconds": seconds, "window": window_parts(load("stories_k_summary"), runs)}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
@@ -654,9 +657,9 @@ def lowest_by_budget(runs: pd.DataFrame) -> pd.Series:
 def budget_sentence(runs: pd.DataFrame) -> str:
     """Which of the two has the lower loss after each number of tokens."""
     lowest = lowest_by_budget(runs)
-    if lowest.nunique() == 1 and lowest.iloc[0] in set(runs["model"]):
-        return f"{lowest.iloc[0]} has the lower loss after each of {len(lowest)} numbers of tokens"
-    return "; ".join(f"{tokens / 1e6:g} M tokens: {name}" for tokens, name in lowest.items())
+    millions = {name: [f"{tokens / 1e6:g}" for tokens in lowest.index[lowest == name]] for name in lowest.unique()}
+    each = [f"{name} after {join(tokens)} M tokens" for name, tokens in millions.items()]
+    return f"Lower loss: {', '.join(each)}"
 
 
 def search_trials(steps: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
