@@ -402,7 +402,7 @@ def test_two_models_are_compared_after_the_tokens_that_both_were_trained_with():
     crossed = findings.budget_sentence(compared(("Transformer", 3, 5.0), ("Transformer", 3, 5.01)))
     assert crossed == "Lower loss: LSTM after 3e-06 M tokens, Transformer after 9e-06 M tokens"
     level = findings.lowest_by_budget(compared(("Transformer", 3, 4.0), ("Transformer", 3, 4.01)))
-    assert level.to_dict() == {3: "no difference: LSTM, Transformer", 9: "Transformer"}
+    assert level.to_dict() == {3: "no difference: Transformer, LSTM", 9: "Transformer"}
 
 
 # ---------------------------------------------------------------- the blocks of the README

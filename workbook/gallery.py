@@ -595,7 +595,7 @@ def draw_three_curves(steps: pd.DataFrame, levels: dict[str, float], title: str)
             ax.axhline(levels[name], color="0.35", linewidth=1.5, linestyle=style, label=name)
         ax.margins(y=0.12)
         ax.set(xscale="log", ylabel="", xlabel=label)
-        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs={"tokens": (1,), "step": (1, 3)}.get(x, (1, 2, 3, 5))))
+        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs={"tokens": (1,), "step": (1, 3)}.get(x, (1, 2, 5))))
         ax.xaxis.set_major_formatter(short_number)
         ax.minorticks_off()
     axes[0].set_ylabel("validation loss (nats)")
@@ -642,12 +642,12 @@ def stories_tokens(long: pd.DataFrame, short: pd.DataFrame) -> None:
     """Validation loss of LSTM and Transformer after equal numbers of tokens."""
     runs = findings.equal_tokens({"stories_5min_summary": long, "stories_tokens_summary": short}.get)
     note = "each point a training of its own, with its own schedule; whiskers: lowest to highest seed"
-    labels = {"xlabel": "tokens of training", "ylabel": "validation loss (nats per token)"}
+    labels = {"xlabel": "million tokens of training", "ylabel": "validation loss (nats per token)"}
     ax = slide(findings.budget_sentence(runs), note=note, **labels)
     for model, style in model_styles(runs["model"]).items():
         rows = runs[runs["model"] == model]
-        plot_spread(ax, rows["validation_loss"], rows["budget_tokens"], model, style)
-    log_axes(ax, x=sorted(runs["budget_tokens"].unique()))
+        plot_spread(ax, rows["validation_loss"], rows["budget_tokens"] / 1e6, model, style)
+    log_axes(ax, x=sorted(runs["budget_tokens"].unique() / 1e6))
     ax.legend()
 
 

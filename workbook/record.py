@@ -74,7 +74,7 @@ class Recording(NamedTuple):
 
 
 def five_minutes() -> list[str]:
-    """Four models, six seeds, three to six minutes each."""
+    """Four models, six seeds, two to seven minutes each."""
     long = f"{TEXT} {RECIPE} --unigram_bias --seed {{seed}} --record stories_5min --output_dir {{out}}/seed{{seed}}"
     nets = {"pooled": f'{POOLED} --kgram_k 32 --label "pooled k-gram"', "plain": f"{KGRAM} --embed_size 160"}
     lines = [f"{long} {TRANSFORMER} --budget_tokens 2300000", f"{long} {LSTM} --budget_tokens 2900000"]
