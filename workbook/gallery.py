@@ -637,10 +637,9 @@ def stories_curves(steps: pd.DataFrame, summary: pd.DataFrame) -> None:
     draw_three_curves(steps, levels, f"Up to {summary['wall_s'].max():,.0f} s each: {loss}")
 
 
-@figure_of("stories_5min_summary", "stories_tokens_summary")
-def stories_tokens(long: pd.DataFrame, short: pd.DataFrame) -> None:
+@figure_of("stories_5min_summary", "stories_tokens_summary", prepare=findings.equal_tokens)
+def stories_tokens(runs: pd.DataFrame) -> None:
     """Validation loss of LSTM and Transformer after equal numbers of tokens."""
-    runs = findings.equal_tokens({"stories_5min_summary": long, "stories_tokens_summary": short}.get)
     note = "each point a training of its own, with its own schedule; whiskers: lowest to highest seed"
     labels = {"xlabel": "million tokens of training", "ylabel": "validation loss (nats per token)"}
     ax = slide(findings.budget_sentence(runs), note=note, **labels)
