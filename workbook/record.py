@@ -159,9 +159,9 @@ def equal_seconds() -> list[str]:
 
 
 def equal_steps() -> list[str]:
-    """The designs at a short and a long window, with equal steps: three seeds, and the first with twice the steps."""
-    budgets = [(seed, "--steps 500", "") for seed in range(3)] + [(0, "--steps 1000", ", 1,000 steps")]
-    return design_lines(budgets, (3, 16), "kgram_steps")
+    """The designs with 500 steps at windows of 1 to 32 tokens, three seeds; at 3 and 16 the first seed with 1,000 too."""
+    three = design_lines([(seed, "--steps 500", "") for seed in range(3)], WINDOWS, "kgram_steps")
+    return three + design_lines([(0, "--steps 1000", ", 1,000 steps")], (3, 16), "kgram_steps")
 
 
 def book(number: str, files: str, minutes: float, **parameters: Any) -> Recording:
