@@ -159,7 +159,7 @@ def equal_seconds() -> list[str]:
 
 
 def equal_steps() -> list[str]:
-    """The designs with 500 steps at windows of 1 to 32 tokens, three seeds; at 3 and 16 the first seed with 1,000 too."""
+    """The designs with 500 steps at windows of 1 to 32 tokens, three seeds; at 3 and 16 one with 1,000."""
     three = design_lines([(seed, "--steps 500", "") for seed in range(3)], WINDOWS, "kgram_steps")
     return three + design_lines([(0, "--steps 1000", ", 1,000 steps")], (3, 16), "kgram_steps")
 
@@ -188,7 +188,7 @@ def recordings() -> dict[str, Recording]:
         "kgram_curve": book("02", "kgram_curve", 25, COMPLETE=True),
         "kgram_search": designs("kgram_search", 70, design_search()),
         "kgram_seconds": designs("kgram_seconds", 140, equal_seconds()),
-        "kgram_steps": designs("kgram_steps", 40, equal_steps()),
+        "kgram_steps": designs("kgram_steps", 110, equal_steps()),
         "generation": book("03", "generation_512 top_p_cost", 6, COMPLETE=True),
         "stories_window": book("04", "stories_text_tinystories stories_window_tinystories", 4, **real),
         "stories_k": Recording(tables.format("stories_k"), 5, commands=tuple(short_window()), shown_in="04"),
