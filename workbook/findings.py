@@ -592,7 +592,7 @@ def real_designs(load: Load = load_runs) -> dict:
     require("from k = 2 on one table for all places has the lower loss", (shared.loc[2:] > 0).all() and shared[1] < 0)
     few, more = (steps[steps["steps"] == number] for number in sorted(steps["steps"].unique()))
     even = intervals(at_best_k(few), "validation_loss").assign(kgram_k=best_k(few), steps=few["steps"].iloc[0])
-    require("after few steps embedding and convolution are level", level(even.drop("one-hot")))
+    require("after equal steps too it leaves the convolution", verdict(even, higher_is_better=False) == "convolution")
     further = at_best_k(more).set_index("model")[["kgram_k", "steps", "validation_loss"]]
     require("with more steps the convolution is ahead", further["validation_loss"].idxmin() == "convolution")
     values = {"runs": runs, "best": best, "loss": loss, "mixed": mixed, "tables": tables, "apart": apart}
