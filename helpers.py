@@ -70,6 +70,9 @@ class SequenceModel(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
+        for name, value in (("vocab_size", vocab_size), ("hidden size", hidden_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
         self.vocab_size = vocab_size
         self.dropout = nn.Dropout(0.0)  # of the last hidden state; set its p
         self.project: nn.Module = nn.Identity()
@@ -157,7 +160,7 @@ class KGramMLPSeqModel(SequenceModel):
         width = getattr(net, "hidden_size", None)
         if not isinstance(width, int):
             raise TypeError(f"{type(net).__name__} has no whole number hidden_size; the head needs the net's width")
-        for name, value in (("k", k), ("vocab_size", vocab_size), ("chunk_size", chunk_size or 1)):
+        for name, value in (("k", k), ("chunk_size", 1 if chunk_size is None else chunk_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
         super().__init__(vocab_size, width)
@@ -260,7 +263,7 @@ class LSTMSeqModel(SequenceModel):
         return self.project(self.dropout(self.lstm(self.embedding(tokens))[0]))
 
     def start(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        zeros = torch.zeros(1, batch_size, self.lstm.hidden_size, device=self.device)
+        zeros = self.head.weight.new_zeros(1, batch_size, self.lstm.hidden_size)
         return zeros, zeros
 
     def prefill(self, tokens: Tensor, state: tuple[Tensor, Tensor]):
@@ -384,6 +387,8 @@ class TransformerModel(SequenceModel):
         for (name, allowed), came in zip(choices.items(), (norm, positions, mlp), strict=True):
             if came not in allowed:
                 raise ValueError(f"{name} is {came!r}; expected one of {', '.join(allowed)}")
+        if min(n_heads, n_blocks) < 1:
+            raise ValueError(f"n_heads is {n_heads}, n_blocks {n_blocks}; expected 1 or more of each")
         if d_model % (2 * n_heads):
             raise ValueError(f"d_model is {d_model}, n_heads {n_heads}; expected d_model a multiple of 2 * n_heads")
         super().__init__(vocab_size, d_model)
@@ -568,6 +573,11 @@ def context_loss(model: KGramMLPSeqModel, batch: ContextBatch) -> Tensor:
     return head_cross_entropy(model.apply_net(batch.contexts), model.head, batch.row, batch.target, batch.share)
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 @torch.no_grad()
 def evaluate(model: SequenceModel, batches: Iterable[Tensor]) -> dict[str, float]:
     """Loss (nats a token), perplexity and number of real targets over all batches, weighted by tokens.
@@ -586,7 +596,7 @@ def evaluate(model: SequenceModel, batches: Iterable[Tensor]) -> dict[str, float
         model.train(was_training)
     if not count:
         raise ValueError("the batches hold no target; expected sequences of two tokens or more")
-    return {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count}
+    return {"loss": total / count, "perplexity": perplexity(total / count), "tokens": count}
 
 
 @torch.no_grad()
@@ -617,6 +627,8 @@ def loss_by_position(log_probabilities: Sequence[Tensor], edges: Sequence[int]) 
 
     `log_probabilities` are those of `target_log_probabilities`; `edges` are the ascending values of `from`.
     """
+    if not len(log_probabilities):
+        raise ValueError("there are no sequences; expected those of target_log_probabilities, one or more")
     table = nn.utils.rnn.pad_sequence(list(log_probabilities), padding_value=math.nan)  # (T, sequences)
     starts = [edge for edge in edges if edge <= len(table)]
     rows: list[dict[str, float]] = []

@@ -4,16 +4,22 @@ python3 pico-llm.py --tinystories_weight 0.0 --input_files 3seqs.txt --block_siz
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
+import re
+import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import distributed
 
@@ -34,7 +40,7 @@ from workbook.experiment import (
 )
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.neighbours import annotate
-from workbook.records import output_folder, run_file, summarise
+from workbook.records import check_name, summarise, write_whole
 from workbook.training import settle_bfloat16, train
 
 
@@ -50,9 +56,10 @@ class Config(NamedTuple):
     output: options.OutputConfig
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(only_given: bool = False) -> argparse.ArgumentParser:
     """One group of options for each part of `Config`."""
-    return options.make_parser(*Config.__annotations__.values(), prog="pico-llm.py", description=__doc__)
+    more: dict[str, Any] = {"prog": "pico-llm.py", "description": __doc__, "only_given": only_given}
+    return options.make_parser(*Config.__annotations__.values(), **more)
 
 
 def read_options(args: argparse.Namespace) -> Config:
@@ -60,16 +67,45 @@ def read_options(args: argparse.Namespace) -> Config:
     config = Config(*(options.read_config(each, args) for each in Config.__annotations__.values()))
     if config.output.resume and not config.output.output_dir:
         raise ValueError("--resume needs --output_dir, the folder that holds the checkpoints")
+    if config.output.output_dir:
+        check_folder(config.output.output_dir, config.model.models, config.output.resume)
     if config.output.label and len(config.model.models) > 1:
         raise ValueError("--label names one model; give one of --models at a time")
     net_class(config.model.kgram_net)  # an unknown one is an error now
     if config.output.record:
-        run_file(output_folder("runs"), config.output.record)  # a name that leads out of the folder is an error
-    if config.sample.stop == "":
-        raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
+        check_name(config.output.record)
     if config.sample.prompt == "":
         raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
-    return config
+    if config.sample.stop == "":
+        raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
+    for name in ("prompt", "stop"):
+        if re.search("[\ud800-\udfff]", getattr(config.sample, name) or ""):  # what bytes that are none become
+            raise ValueError(f"argument --{name}: it is no UTF-8 text")
+    return config._replace(sample=dataclasses.replace(config.sample, stop=unescape(config.sample.stop)))
+
+
+def unescape(text: str | None) -> str | None:
+    r"""A text with \n and \t as a shell gives them, two characters each, as line end and tabulator."""
+    return text and text.replace(r"\n", "\n").replace(r"\t", "\t")
+
+
+def check_folder(folder: Path, models: Sequence[str], resume: bool) -> None:
+    """ValueError where --output_dir holds a training that would be lost, or with --resume none to go on from."""
+    files = {name: (f"{name}.checkpoint.pt", f"{name}.safetensors")[: 1 if resume else 2] for name in models}
+    there = [name for name, each in files.items() if any((folder / file).exists() for file in each)]
+    if resume and not there:
+        raise ValueError(f"--resume: {folder} holds no checkpoint of {' or '.join(models)}; leave it out to begin")
+    if there and not resume:
+        raise ValueError(f"{folder} holds a training of {', '.join(there)}; --resume goes on, or name another folder")
+
+
+def one_writer(folder: Path) -> contextlib.AbstractContextManager:
+    """Make --output_dir, and hold its lock until the block ends. ValueError where another training holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another training writes to {folder}; name another --output_dir") from error
 
 
 def draw_samples(
@@ -93,6 +129,12 @@ def draw_samples(
     return rows
 
 
+def longest_text(data: Data, config: Config) -> int:
+    """The most tokens that a model has to read: a block of the text, or a prompt and what is drawn after it."""
+    prompt = data.tokenizer.encode(config.sample.prompt, allowed_special="all")
+    return max(config.text.block_size, len(prompt) + config.sample.max_new_tokens)
+
+
 class Experiment:
     """One model of a run, from its options to its files."""
 
@@ -100,8 +142,7 @@ class Experiment:
         self.name, self.data, self.config, self.device, self.rank = name, data, config, device, rank
         self.label, self.folder = config.output.label or name, config.output.output_dir
         torch.manual_seed(config.training.seed)
-        longest = config.text.block_size + config.sample.max_new_tokens + 1000  # positions; a prompt of 1,000 tokens
-        self.model = build_model(name, config.model, data.vocab_size, longest).to(device)
+        self.model = build_model(name, config.model, data.vocab_size, longest_text(data, config)).to(device)
         if config.model.unigram_bias:
             start_from_frequencies(self.model, data.sequences)
         if config.model.compile and not compiled_parts(self.model):
@@ -118,8 +159,7 @@ class Experiment:
         if row["step"] % self.epoch:
             return
         rows, config = self.rows[-self.epoch :], self.config.training
-        tokens = sum(row["tokens"] for row in rows)
-        loss = sum(row["tokens"] * row["loss"] for row in rows) / tokens
+        tokens, loss = row["epoch_tokens"], row["epoch_loss"]
         timed = [row for row in rows if row["timed"]] or rows
         rate = sum(row["tokens"] for row in timed) / sum(row["step_s"] for row in timed)
         of = f"/{config.epochs}" if not (config.steps or config.budget_seconds or config.budget_tokens) else ""
@@ -131,16 +171,10 @@ class Experiment:
         return draw_samples(self.model, self.data.tokenizer, self.config.sample, self.generator)
 
     def checkpoint(self) -> Path | None:
-        """The file that the training goes on from with --resume; without, an old one makes way for a new training."""
-        if self.folder is None:
-            return None
-        path = self.folder / f"{self.name}.checkpoint.pt"
-        if self.config.output.resume and path.exists():
+        """The file that keeps the training, and that it goes on from where it is there."""
+        path = self.folder / f"{self.name}.checkpoint.pt" if self.folder else None
+        if path and path.exists():
             print(f"goes on from {path}")
-        elif not self.rank:
-            path.unlink(missing_ok=True)
-        if distributed.is_initialized():
-            distributed.barrier()  # nobody looks for the checkpoint before that
         return path
 
     def run(self) -> None:
@@ -168,6 +202,8 @@ class Experiment:
             frames.append(train(self.model, config=config, **labels, **self.batches, **files, **more))
 
         peak = peak_memory(work, self.device)
+        if "stopped" in frames[0].attrs:
+            raise KeyboardInterrupt
         if not self.rank:  # what follows is the first process's
             self.finish(frames[0], size | {"vocab_size": vocab_size, "peak_mb": peak / 1e6})
 
@@ -179,7 +215,7 @@ class Experiment:
         if made % self.epoch or self.config.output.record:
             samples = self.draw_samples()
         if self.folder:
-            save_model(self.model, str(self.folder / f"{self.name}.safetensors"))
+            write_whole(self.folder / f"{self.name}.safetensors", lambda path: save_model(self.model, str(path)))
             print(f"saved {self.name}.csv and {self.name}.safetensors in {self.folder}")
         if self.data.validation:
             measured, positions = measure(self.model, self.data)
@@ -201,42 +237,69 @@ class Experiment:
             add_tables(name, labels, samples=pd.DataFrame(samples), **tables)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Read the text and train each model in turn. ValueError, TypeError, OSError or RuntimeError say what is wrong."""
+def run(args: argparse.Namespace, given: Sequence[str] = ()) -> None:
+    """Read the text and train each model in turn. ValueError, TypeError, OSError or RuntimeError say what is wrong.
+
+    `given` are the names of the options that were given: those without effect are named in a note.
+    """
     config = read_options(args)
+    if inert := options.without_effect(config, given):
+        warnings.warn(f"without effect here: {', '.join(inert)}", stacklevel=1)
     machine = config.machine
-    if config.output.output_dir:
-        config.output.output_dir.mkdir(parents=True, exist_ok=True)
     device = set_up(config.training.seed, device=machine.device_id, large_pages=machine.large_pages)
     rank = join_processes(device)
     fast.keep_memory(machine.keep_memory)
     fast.use_onednn_linear(machine.onednn_linear)
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the first process speaks for all)
+    held = one_writer(config.output.output_dir) if config.output.output_dir and not rank else contextlib.nullcontext()
+    with held:
+        train_models(config, device, rank)
+
+
+def train_models(config: Config, device: torch.device, rank: int) -> None:
+    """Read the text, and train each model on it. What is wrong with a later one is an error before the first."""
     several = f", {distributed.get_world_size()} processes" if distributed.is_initialized() else ""
     print(f"device {device}{several}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     data = read_text(config.text, config.model.kgram_k, progress=sys.stderr.isatty())
     print("\n".join(data.notes))
     config = config._replace(sample=dataclasses.replace(config.sample, prompt=config.sample.prompt or data.opening))
-    data.tokenizer.encode(config.sample.prompt, allowed_special="all")  # an unknown word is an error now, not later
+    longest = longest_text(data, config)  # an unknown word of the prompt is an error now, not later
+    with torch.device("meta"):
+        for name in config.model.models:
+            build_model(name, config.model, data.vocab_size, longest)
     for name in config.model.models:
         Experiment(name, data, config, device, rank).run()
 
 
+def in_one_line(error: Exception) -> str:
+    """What is wrong, and where the libraries do not say it what to do."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
+        size = re.search(r"allocate (\d+) bytes", text)
+        needed = f": {int(size[1]) / 1e9:.1f} GB at once" if size else ""
+        return f"not enough memory{needed}; take fewer or smaller batches, blocks, layers, or stories"
+    if re.search("file write failed|unexpected pos|No space left", str(error)):
+        return "a file could not be written whole: is the disk full? What was there before is left as it was"
+    return text
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, given = parser.parse_args(argv), vars(build_parser(only_given=True).parse_args(argv))
+    usual = signal.signal(signal.SIGTERM, lambda number, _: parser.exit(128 + number, "stopped\n"))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # samples may hold bytes that a terminal cannot show
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-            run(args)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:  # RuntimeError: memory, among others
-        parser.error((str(error) or type(error).__name__).splitlines()[0])
+            run(args, [*given])
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        parser.error(in_one_line(error))
     except KeyboardInterrupt:
         parser.exit(130, "stopped\n")
     finally:
+        signal.signal(signal.SIGTERM, usual)
         if distributed.is_initialized():
             distributed.destroy_process_group()
 

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from oracles import ROOT
 from safetensors.torch import load_file, load_model
 
@@ -199,13 +201,19 @@ def test_tied_weights_are_saved_once_and_come_back(pico_llm, run, tmp_path):
     assert len(load_file(tmp_path / "Transformer.safetensors")) == len(dict(model.named_parameters()))
 
 
-def test_resume_goes_on_where_a_training_stopped(run, tmp_path):
+def test_resume_goes_on_where_a_training_stopped(pico_llm, run, capsys, tmp_path):
     whole = re.findall(r"mean loss ([\d.]+)", run("--epochs 4"))
     run(f"--epochs 2 --output_dir {tmp_path}")
     resumed = run(f"--epochs 4 --output_dir {tmp_path} --resume")
     assert "goes on from" in resumed and re.findall(r"mean loss ([\d.]+)", resumed) == whole[2:]
     assert len(pd.read_csv(tmp_path / "k-gram.csv")) == 8
-    assert "goes on from" not in run(f"--epochs 1 --output_dir {tmp_path}")
+    kept = (tmp_path / "k-gram.checkpoint.pt").read_bytes()
+    for options, says in {"": "--resume goes on, or name another folder", "--resume --seed 1": "seed 0, now 1"}.items():
+        with pytest.raises(SystemExit):
+            pico_llm.main(shlex.split(QUICK) + shlex.split(f"--output_dir {tmp_path} {options}"))
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    assert (tmp_path / "k-gram.checkpoint.pt").read_bytes() == kept
 
 
 def torchrun(options):
@@ -327,9 +335,11 @@ def test_a_missing_device_falls_back_with_one_line(pico_llm, capsys):
         ("--label x --models lstm kgram", "--label names one model"),
         ("--kgram_net onehot", "--kgram_net is 'onehot'; expected one of embedding, pooled, one-hot, convolution"),
         ("--kgram_net one-hot --head tied", "OneHotMLP has no embedding for a tied head to share"),
-        ("--record a/b", "run name 'a/b' is a path"),
+        ("--record a/b", "run name 'a/b' is none; expected 200 bytes or fewer, no /, no dot in front"),
+        ("--record ..", "run name '..' is none"),
+        (f"--record {'x' * 300}", "expected 200 bytes or fewer"),
         ("--epochs 99999999999999999999", "--epochs"),
-        ("--embed_size 1000000", "allocate memory"),
+        ("--embed_size 1000000", "not enough memory: "),
         ("--tinystories_weight 0 --input_files", "leaves no text"),
     ],
 )
@@ -339,6 +349,94 @@ def test_bad_values_end_with_one_line_and_code_2(pico_llm, capsys, options, says
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and says in error
     assert error.startswith("pico-llm.py: error: ") and error.count("\n") == 1
+
+
+def test_options_without_effect_are_named_in_one_note(pico_llm, run, usual, capsys):
+    same = run("--n_heads 2 --max_stories 9 --save_every 3 --validate_every 5")
+    assert results(same) == results(usual())
+    needs = "--max_stories (needs stories), --n_heads (needs --models Transformer), --save_every (needs --output_dir), "
+    assert (
+        capsys.readouterr().err == f"note: without effect here: {needs}--validate_every (needs --validation_stories)\n"
+    )
+
+
+def fails(pico_llm, capsys, options):
+    """The one line that these options end with, after QUICK; what was printed before."""
+    with pytest.raises(SystemExit) as stopped:
+        pico_llm.main(shlex.split(QUICK) + options)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and printed.err.count("\n") == 1
+    return printed.err, printed.out
+
+
+LATER = {  # what would be wrong after some minutes: the options, what the error says
+    "a later model": (["--models", "kgram", "transformer", "--n_heads", "3"], "d_model is 8, n_heads 3"),
+    "a stop text": (["--stop", "a\udcff"], "argument --stop: it is no UTF-8 text"),
+    "a prompt": (["--prompt", "a\udcff"], "argument --prompt: it is no UTF-8 text"),
+    "an unknown prompt": (["--compact", "--prompt", "cat dog " * 999], "and 1993 more not among the"),
+    "endless stories": (
+        ["--tinystories_weight", "1", "--max_stories", "999999999"],
+        "give a limit of 1,000,000 or fewer",
+    ),
+}
+
+
+@pytest.mark.parametrize("options, says", LATER.values(), ids=LATER)
+def test_what_can_be_known_is_said_before_any_training(pico_llm, capsys, options, says):
+    error, printed = fails(pico_llm, capsys, options)
+    assert says in error and "epoch 1" not in printed
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x10\0\0\0\0\0\0\0{}"])
+def test_a_file_that_holds_no_weights_says_so(pico_llm, capsys, tmp_path, content):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    error, _ = fails(pico_llm, capsys, ["--embedding_from", str(tmp_path / "w.safetensors")])
+    assert "w.safetensors holds no weights" in error and "expected a .safetensors file of --output_dir" in error
+
+
+def test_a_second_training_in_a_folder_is_refused(pico_llm, run, capsys, tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        error, _ = fails(pico_llm, capsys, ["--output_dir", str(tmp_path)])
+    assert "another training writes to" in error
+    run(f"--output_dir {tmp_path}")
+
+
+def test_a_folder_without_a_checkpoint_is_nothing_to_go_on_from(pico_llm, capsys, tmp_path):
+    error, _ = fails(pico_llm, capsys, ["--output_dir", str(tmp_path), "--resume"])
+    assert "holds no checkpoint of k-gram; leave it out to begin" in error
+
+
+def test_a_line_end_in_the_stop_text_may_be_written_as_two_characters(pico_llm):
+    assert [pico_llm.unescape(text) for text in (None, r"\n\n", "a\tb", r"a\tb")] == [None, "\n\n", "a\tb", "a\tb"]
+
+
+def test_a_full_disk_is_said_in_one_line(pico_llm, capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 3840 vs 3734")
+
+    monkeypatch.setattr(torch, "save", full)
+    error, _ = fails(pico_llm, capsys, ["--output_dir", str(tmp_path)])
+    assert "is the disk full?" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_from_outside_saves_and_the_rest_is_that_of_an_unbroken_run(run, tmp_path, number):
+    """A real process, stopped in its first model; what --resume ends with."""
+    options = "--models lstm kgram --dropout 0.3 --optimizer muon --epochs 400 --output_dir"
+    command = [sys.executable, "-u", "pico-llm.py", *shlex.split(QUICK), *shlex.split(f"{options} {tmp_path / 'two'}")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 3/"):
+                process.send_signal(number)
+                break
+        printed, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number and "k-gram:" not in printed
+    assert re.search(r"note: LSTM: stopped after step \d+; kept in .*LSTM\.checkpoint\.pt", said)
+    run(f"{options} {tmp_path / 'two'} --resume")
+    run(f"{options} {tmp_path / 'one'}")
+    for model in ("LSTM", "k-gram"):
+        one, two = (pd.read_csv(tmp_path / folder / f"{model}.csv") for folder in ("one", "two"))
+        assert one["loss"].tolist() == two["loss"].tolist() and len(one) == 800
 
 
 def test_a_checkpoint_of_another_model_says_so(pico_llm, run, capsys, tmp_path):

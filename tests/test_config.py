@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import math
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,49 @@ def test_the_command_line_takes_its_options_from_here():
 
 def test_a_parser_is_argparse():
     assert isinstance(make_parser(TrainingConfig), argparse.ArgumentParser)
+
+
+# ---------------------------------------------------------------- options without effect
+
+EFFECT = {  # of NEEDS: options with which it is there, and without
+    "--models Transformer": ("--models Transformer", "--models LSTM k-gram"),
+    "--models k-gram": ("--models k-gram", "--models LSTM Transformer"),
+    "--models k-gram or LSTM": ("--models LSTM", "--models Transformer"),
+    "--models k-gram or Transformer": ("--models Transformer", "--models LSTM"),
+    "--models k-gram or --validation_stories": ("--models LSTM --validation_stories 2", "--models LSTM"),
+    "--input_files": ("--input_files a", ""),
+    "stories": ("", "--input_files a --tinystories_weight 0"),
+    "a text file": ("--stories a.txt", "--stories small --input_files builtin"),
+    "--corpus_contexts": ("--corpus_contexts", "--models LSTM --corpus_contexts"),
+    "batches of sequences": ("--models LSTM k-gram --corpus_contexts", "--models k-gram --corpus_contexts"),
+    "no other budget": ("", "--budget_tokens 9"),
+    "--validation_stories": ("--validation_stories 2", ""),
+    "--max_new_tokens above 0": ("", "--max_new_tokens 0"),
+    "--output_dir": ("--output_dir a", "--record a"),
+    "--output_dir or --record": ("--record a", ""),
+}
+NEEDY = [field for _, field in FIELDS if "needs" in field.metadata]
+
+
+def configuration(options):
+    """One of each dataclass, from a command line."""
+    args = make_parser(*CONFIGS).parse_args(options.split())
+    names = [each.__name__.removesuffix("Config").lower() for each in CONFIGS]
+    return namedtuple("Config", names)(*(read_config(each, args) for each in CONFIGS))
+
+
+@pytest.mark.parametrize("field", NEEDY, ids=[field.name for field in NEEDY])
+def test_an_option_that_changes_nothing_is_named(field):
+    needs = field.metadata["needs"]
+    with_it, without = EFFECT[needs]
+    assert config.without_effect(configuration(with_it), [field.name, "seed"]) == []
+    assert config.without_effect(configuration(without), [field.name, "seed"]) == [f"--{field.name} (needs {needs})"]
+
+
+def test_each_need_is_used_and_tried():
+    assert EFFECT.keys() == config.NEEDS.keys() == {field.metadata["needs"] for field in NEEDY}
+
+
+def test_a_parser_of_what_is_given_has_nothing_else():
+    given = make_parser(*CONFIGS, only_given=True).parse_args(["--kgram_k", "3", "--compact"])
+    assert vars(given) == {"kgram_k": 3, "compact": True}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import helpers
-from workbook.batches import make_batches, split_sequences
+from workbook.batches import CorpusContexts, make_batches, pad_batch, split_sequences
+from workbook.counts import KneserNey, loss_floor
 from workbook.text import (
     CompactTokenizer,
     bits_per_byte,
@@ -341,3 +342,76 @@ def test_bits_per_byte_counts_the_bytes_of_the_targets(tokenizer):
     compact[0][2] = len(ids)  # BLANK: neither a target nor its bytes
     lost = len(tokenizer.decode_single_token_bytes(int(sequences[0][2])))
     assert bits_per_byte(math.log(2), compact, words) == pytest.approx((targets - 1) / (size - lost))
+
+
+# ---------------------------------------------------------------- caches, odd texts, empty lists
+
+
+@pytest.mark.parametrize("damage", [b"", b"no weights", None])
+def test_a_cache_that_cannot_be_read_is_not_needed(tmp_path, tokenizer, damage):
+    texts = ["Once upon a time", "The end is near"]
+    plain = encode_texts(texts, tokenizer, 5, cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.warns(UserWarning, match=f"the cache {kept} cannot be read .*encoded again"):
+        again = encode_texts(texts, tokenizer, 5, cache=tmp_path)
+    assert [s.tolist() for s in again] == [s.tolist() for s in plain] and kept.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, tokenizer):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cannot be written .*nothing is kept"):
+        found = encode_texts(["Once upon a time"], tokenizer, 5, cache=tmp_path / "file" / "folder")
+    assert [len(s) for s in found] == [4]
+
+
+@pytest.mark.parametrize("count", [2, 3, 12, 30])
+def test_a_split_of_few_stories_has_both_sides(tmp_path, count):
+    for begin in range(0, 40, 5):
+        stories = [f"Story {n} is here." for n in range(begin, begin + count)]
+        (tmp_path / "few.txt").write_text("\n".join([*stories, stories[0]]))
+        sides = [load_stories(tmp_path / "few.txt", split, separator="lines") for split in ("train", "validation")]
+        assert all(sides) and sorted(sides[0] + sides[1]) == sorted(stories)
+
+
+def test_a_run_of_blanks_names_its_file_and_line(tmp_path):
+    (tmp_path / "wide.txt").write_text("one\ntwo" + " " * 100_000 + "three\n")
+    with pytest.raises(ValueError, match=r"wide\.txt, line 2: 100,000 blanks in a row"):
+        read_texts(tmp_path / "wide.txt")
+
+
+@pytest.mark.parametrize("limit", [0, -3, 10**9])
+def test_a_limit_is_one_that_can_be_reached(limit):
+    with pytest.raises(ValueError, match=f"limit.*{limit}"):
+        load_stories("small", limit=limit)
+    assert len(set(load_stories("small", limit=3000))) > 100
+
+
+NOTHING = {
+    "common_opening": lambda: common_opening([]),
+    "compact_vocabulary": lambda: compact_vocabulary([]),
+    "loss_floor": lambda: loss_floor([]),
+    "loss_floor of one token": lambda: loss_floor([torch.tensor([1])]),
+    "pad_batch": lambda: pad_batch([]),
+    "loss_by_position": lambda: helpers.loss_by_position([], [1]),
+    "make_batches": lambda: make_batches([], 4),
+    "CorpusContexts": lambda: CorpusContexts([], 3, 9),
+}
+
+
+@pytest.mark.parametrize("call", NOTHING.values(), ids=NOTHING)
+def test_of_nothing_nothing_can_be_made(call):
+    with pytest.raises(ValueError, match="expected one or more"):
+        call()
+
+
+def test_what_does_not_fit_says_so(tokenizer):
+    with pytest.raises(TypeError, match="texts is one string; expected a list of texts"):
+        encode_texts("one string", tokenizer, 5)
+    sequences = [torch.tensor([1, 2, 30]), torch.tensor([3, 4])]
+    with pytest.raises(ValueError, match="3 weights for 2 sequences"):
+        make_batches(sequences, 2, weights=[1, 2, 3])
+    for make in (lambda: CorpusContexts(sequences, 2, 9), lambda: KneserNey(sequences, 9, 2)):
+        with pytest.raises(ValueError, match="token ids run from 1 to 30; expected 0 to 8, or 9 for BLANK"):
+            make()

@@ -198,6 +198,14 @@ def test_reading_in_pieces_equals_forward(any_model, first):  # the prompt at on
     torch.testing.assert_close(logits, any_model(tokens)[-1], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_precision_decodes(any_model, dtype):
+    model, tokens = any_model.to(dtype).eval(), random_tokens(5, 2)
+    logits, state = model.prefill(tokens, model.start(2))
+    assert logits.dtype == dtype == model.step(tokens[0], state)[0].dtype
+    assert torch.allclose(logits, model(tokens)[-1], atol=1e-6 if dtype == torch.float64 else 0.1)
+
+
 def test_distinct_sequences_are_computed_once():
     model = lstm()
     tokens = random_tokens(5, 2)[:, [0, 1, 0, 0, 1]]
@@ -411,6 +419,12 @@ def test_each_option_of_the_transformer_changes_it():
     assert usual.head.weight is usual.embedding.weight
     tied, free = (helpers.count_parameters(transformer(tied=tied)) for tied in (True, False))
     assert tied["body"] == free["body"] and free["parameters"] - tied["parameters"] == 40 * 16
+
+
+@pytest.mark.parametrize("sizes", [{"n_heads": 0}, {"n_blocks": 0}, {"n_heads": -2}, {"d_model": 0}, {"vocab_size": 0}])
+def test_a_size_of_zero_says_so(sizes):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        TransformerModel(**{"vocab_size": 9, "d_model": 8, "n_heads": 2, "n_blocks": 1} | sizes)
 
 
 def test_wrong_transformers_say_so():

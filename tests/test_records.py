@@ -1,6 +1,9 @@
 """Records: the reader's runs and the record apart, rows, intervals, verdicts, claims, and the files of data/runs."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -9,7 +12,19 @@ from oracles import ROOT, lstm, random_batches
 
 from workbook import records
 from workbook.config import TrainingConfig
-from workbook.records import add_to_run, claim, intervals, load_runs, output_folder, save_run, short, summarise, verdict
+from workbook.records import (
+    add_to_run,
+    check_name,
+    claim,
+    intervals,
+    load_runs,
+    output_folder,
+    save_run,
+    short,
+    summarise,
+    verdict,
+    write_whole,
+)
 from workbook.training import train
 
 RECORDED = sorted((ROOT / "data" / "runs").glob("*.csv"))
@@ -51,13 +66,59 @@ def test_without_a_place_that_is_told_runs_go_to_out(tmp_path, monkeypatch):
     assert "/out/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
-@pytest.mark.parametrize("name", ["../../data/runs/kgram_speed", "/run", "a/b"])
+@pytest.mark.parametrize("name", ["../../data/runs/kgram_speed", "/run", "a/b", "..", ".lock", "", "a\0b", "é" * 101])
 def test_no_name_leads_out_of_the_folder(name):
     before = bytes_of_the_record()
-    for write in (save_run, add_to_run, lambda frame, name: load_runs(name)):
-        with pytest.raises(ValueError, match="expected a name alone"):
+    for write in (save_run, add_to_run, lambda frame, name: load_runs(name), lambda _, name: check_name(name)):
+        with pytest.raises(ValueError, match="run name .* is none; expected 200 bytes or fewer, no /, no dot in front"):
             write(pd.DataFrame({"model": ["a"], "seed": [0]}), name)
     assert bytes_of_the_record() == before
+
+
+def test_names_that_cannot_be_added_to_are_refused_beforehand(tmp_path, monkeypatch):
+    check_name("mine")
+    save_run(pd.DataFrame({"text": ["a"], "seed": [1]}), "mine")
+    with pytest.raises(ValueError, match=r"mine\.csv has no column model: no run to add to; choose another"):
+        check_name("mine")
+    check_name("kgram_speed")  # here the folder is told
+    monkeypatch.delenv("WORKBOOK_OUT")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match="run name 'kgram_speed' is one of the record"):
+        check_name("kgram_speed")
+
+
+def test_a_file_comes_into_being_whole_and_as_readable_as_others(tmp_path):
+    path = tmp_path / "file"
+
+    def half(partial):
+        partial.write_text("half")
+        raise OSError("no space")
+
+    usual = os.umask(0o027)
+    try:
+        write_whole(path, lambda partial: (partial.write_text("whole"), partial.chmod(0o600)))
+        assert path.stat().st_mode & 0o777 == 0o640 and os.umask(0o027) == 0o027
+    finally:
+        os.umask(usual)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, half)
+    assert path.read_text() == "whole" and [*tmp_path.iterdir()] == [path]
+
+
+WRITER = """
+import sys, pandas as pd
+from workbook.records import add_to_run
+for seed in range(20):
+    add_to_run(pd.DataFrame({"model": [sys.argv[1]], "seed": [seed]}), "shared")
+"""
+
+
+def test_processes_that_record_at_once_lose_no_row(workbook_out):
+    command = [sys.executable, "-c", WRITER]
+    writers = [subprocess.Popen([*command, name], cwd=ROOT, stderr=subprocess.PIPE) for name in "abc"]
+    assert [writer.communicate(timeout=120)[1] for writer in writers] == [b""] * 3
+    rows = load_runs("shared", own=True)
+    assert sorted(zip(rows["model"], rows["seed"], strict=True)) == [(name, n) for name in "abc" for n in range(20)]
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -77,7 +138,9 @@ def test_a_run_of_the_same_model_and_seed_takes_the_place_of_the_old_one():
     assert load_runs("many", own=True)[["seed", "loss"]].values.tolist() == [[1, 1.0], [0, 2.0]]
 
 
-@pytest.mark.parametrize("label", ["007", "1e3", "NA", "None", "nan", "True", " padded ", 'a "b", c', "k=1", "2"])
+@pytest.mark.parametrize(
+    "label", ["007", "1e3", "NA", "None", "nan", "True", " padded ", 'a "b", c', "a\nb", "k=1", "2"]
+)
 def test_a_label_survives_and_the_same_run_twice_is_one_row(label):
     rows = pd.DataFrame({"run": [label], "model": [label], "seed": [0], "loss": [math.nan]})
     for _ in range(2):

@@ -428,9 +428,9 @@ def test_after_ctrl_c_the_losses_are_those_of_an_unbroken_run(tmp_path, unbroken
     """Amid the loss, an update, a validation, a save: the step is done whole, then the training ends."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         interrupt_in(monkeypatch, owner, name, call)
-        with pytest.warns(UserWarning, match=f"stopped after step {step}; that much is kept"):
+        with pytest.warns(UserWarning, match=rf"stopped after step {step}; kept in .*c\.pt"):
             frame, _ = long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt")
-    assert len(frame) == step
+    assert len(frame) == step and frame.attrs["stopped"] == signal.SIGINT
     check_the_same(long_run(tmp_path, kind, checkpoint=tmp_path / "c.pt"), unbroken[kind])
 
 
@@ -452,29 +452,52 @@ def test_where_ctrl_c_is_ignored_it_stays_so():
     assert losses(lstm(), loss_fn=loss_fn, steps=3) == losses(lstm(), steps=3)
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait_and_leaves_the_checkpoint_as_it_was(tmp_path):
     calls = []
 
     def loss_fn(model, tokens):
         calls.append("began")
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        calls.append("ended")
+        if len(calls) == 9:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return helpers.next_token_loss(model, tokens)
 
-    with pytest.warns(UserWarning, match="stopped after step 0"):
-        run(lstm(), loss_fn=loss_fn)
-    assert calls == ["began"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    options = {"steps": 20, "checkpoint": tmp_path / "c.pt", "save_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        run(lstm(), loss_fn=loss_fn, **options)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["counts"]["step"] == 6
+    assert losses(lstm(), **options) == losses(lstm(), steps=20)
 
 
-def test_ctrl_c_between_steps_keeps_what_was_learnt(tmp_path):
-    def interrupt(row):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_steps_keeps_what_was_learnt(tmp_path, number):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("terminated"))
+
+    def stop(row):
         if row["step"] == 5:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
     options = {"steps": 20, "checkpoint": tmp_path / "c.pt"}
-    with pytest.warns(UserWarning, match="stopped after step 5"):
-        frame = run(lstm(), on_step=interrupt, **options)
+    try:
+        with pytest.warns(UserWarning, match="stopped after step 5"):
+            frame = run(lstm(), on_step=stop, **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["terminated"] * (number == signal.SIGTERM)  # it takes its course after the save
     assert len(frame) == 5 and losses(lstm(), **options) == losses(lstm(), steps=20)
+
+
+def test_ctrl_c_leaves_compare_its_rows():
+    def stop(row):
+        if row["step"] == 3 and row["model"] == "a":
+            signal.raise_signal(signal.SIGINT)
+
+    models, config = {"a": lstm(), "b": kgram()}, TrainingConfig(steps=9)
+    with pytest.warns(UserWarning, match="stopped after step 3 of each model"):
+        frame = compare(models, random_batches(), config, on_step=stop, progress=False)
+    assert frame.groupby("model")["step"].max().to_dict() == {"a": 3, "b": 3}
 
 
 def test_a_training_outside_the_main_thread_is_the_same():
@@ -506,6 +529,52 @@ def test_a_checkpoint_of_another_model_says_so(tmp_path):
     for other in (lstm(hidden_size=9), kgram()):
         with pytest.raises(ValueError, match=r"c\.pt is of another model"):
             run(other, steps=2, checkpoint=tmp_path / "c.pt")
+
+
+OTHER = {  # than batches of 4 of SEQUENCES at the usual rate: what is given, what the error says
+    "rate": ({"learning_rate": 0.5}, "learning_rate 0.001, now 0.5"),
+    "seed": ({"seed": 1}, "seed 0, now 1"),
+    "optimizer": ({"optimizer": "muon"}, "optimizer adamw, now muon"),
+    "batch size": ({"batches": make_batches(SEQUENCES, 5, blank=40)}, "batch_size 4, now 5"),
+    "text": ({"batches": make_batches(SEQUENCES[1:], 4, blank=40)}, "text "),
+}
+
+
+@pytest.mark.parametrize("options, says", OTHER.values(), ids=OTHER)
+def test_a_training_goes_on_only_with_what_it_began_with(tmp_path, options, says):
+    batches = make_batches(SEQUENCES, 4, blank=40)
+    train(lstm(), batches, TrainingConfig(steps=2), checkpoint=tmp_path / "c.pt", progress=False)
+    kept = (tmp_path / "c.pt").read_bytes()
+    options = {"batches": batches} | options
+    with pytest.raises(ValueError, match=rf"c\.pt was made with {says}"):
+        train(lstm(), options.pop("batches"), TrainingConfig(steps=9, **options), checkpoint=tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").read_bytes() == kept
+    longer = train(lstm(), batches, TrainingConfig(steps=3), checkpoint=tmp_path / "c.pt", progress=False)
+    assert len(longer) == 3  # a budget may grow
+
+
+def write_tensor(path):
+    torch.save(torch.zeros(3), path)
+
+
+def write_half(path):
+    train(lstm(), random_batches(), TrainingConfig(steps=1), checkpoint=path, progress=False)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def write_without_rows(path):
+    train(lstm(), random_batches(), TrainingConfig(steps=1), checkpoint=path, progress=False)
+    torch.save({key: value for key, value in torch.load(path, weights_only=True).items() if key != "rows"}, path)
+
+
+@pytest.mark.parametrize(
+    "write", [pathlib.Path.touch, lambda path: path.write_text("no"), write_tensor, write_half, write_without_rows]
+)
+@pytest.mark.parametrize("bfloat16", ["off", "auto"])  # auto reads the file by itself
+def test_a_file_that_is_no_checkpoint_says_so(tmp_path, write, bfloat16):
+    write(tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"c\.pt is no checkpoint.*delete it to begin anew"):
+        run(lstm(), steps=2, checkpoint=tmp_path / "c.pt", bfloat16=bfloat16)
 
 
 def test_the_best_weights_come_back():

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, S
 
 from helpers import ContextBatch, count_targets, distinct_contexts
 from workbook.counts import target_windows
-from workbook.text import VOCAB_SIZE
+from workbook.text import VOCAB_SIZE, tokens_hash
 
 
 def split_sequences(sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0) -> tuple[list[Tensor], ...]:
@@ -33,7 +33,9 @@ def split_sequences(sequences: Sequence[Tensor], validation: float = 0.1, seed: 
 
 
 def pad_batch(sequences: Sequence[Tensor], blank: int = VOCAB_SIZE) -> Tensor:
-    """Sequences of several lengths -> (T, B) int64, padded at the end with `blank`."""
+    """Sequences of several lengths -> (T, B) int64, padded at the end with `blank`. ValueError for none."""
+    if not len(sequences):
+        raise ValueError("there are no sequences to make a batch of; expected one or more")
     return nn.utils.rnn.pad_sequence(list(sequences), padding_value=blank)
 
 
@@ -66,6 +68,8 @@ def make_batches(
         raise ValueError("there are no sequences to make batches of; expected one or more")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+    if weights is not None and len(weights) != len(sequences):
+        raise ValueError(f"there are {len(weights)} weights for {len(sequences)} sequences; expected one for each")
     generator = torch.Generator().manual_seed(seed)
     sampler: Sampler[int] = SequentialSampler(sequences)
     if weights is not None:
@@ -93,6 +97,9 @@ class CorpusContexts:
 
     def __len__(self) -> int:
         return len(self.total)
+
+    def __getitem__(self, number: int) -> int:
+        return number  # of a context: `batches` puts together what follows it
 
     def batches(self, batch_size: int, *, power: float = 0.5, blanks: float = 0.0, seed: int = 0) -> DataLoader:
         """Batches of contexts drawn with probability ~ count^power, each weighted by count^(1 - power).
@@ -123,8 +130,20 @@ class CorpusContexts:
             return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
 
         rows = WeightedRandomSampler(chance, len(self), generator=generator)
-        options: dict[str, Any] = {"dataset": range(len(self)), "pin_memory": torch.cuda.is_available()}
+        options: dict[str, Any] = {"dataset": self, "pin_memory": torch.cuda.is_available()}
         return DataLoader(batch_size=batch_size, sampler=rows, collate_fn=collate, generator=generator, **options)
+
+
+def data_hash(batches: Any) -> str:
+    """12 hex digits of the tokens that batches are made of; "" where they cannot be known beforehand."""
+    data = getattr(batches, "dataset", batches)
+    if isinstance(data, CorpusContexts):
+        data = [data.contexts.flatten(), data.target, data.count]
+    elif isinstance(data, (list, tuple)) and data and isinstance(data[0], Tensor):
+        data = [tokens.flatten() for tokens in data]
+    else:
+        return ""
+    return tokens_hash(data)
 
 
 def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:

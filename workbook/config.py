@@ -2,17 +2,18 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from workbook.text import SEPARATORS
+from workbook.text import GRAMMARS, SEPARATORS
 
 C = TypeVar("C", bound="Options")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 MODELS, TABLES = ("LSTM", "k-gram", "Transformer"), ("embedding", "head")
 MANY = 10**9
+MADE = {*GRAMMARS, "hub"}  # stories that are no file's
 STORIES = """builtin, small, hub (TinyStories through datasets), a text file, of which one in ten is for validation, or
 a folder with train.txt and valid.txt"""
 SEPARATOR = """what lies between the texts of a file: line ends (lines), blank lines (paragraphs) or <|endoftext|>
@@ -29,8 +30,28 @@ BFLOAT16 = """compute matrix products in bfloat16, which processors without inst
 measure both for a second at the start and take the faster"""
 
 
+NEEDS: dict[str, Callable[[Any], object]] = {  # what an option acts with, and whether a configuration has it
+    "--models Transformer": lambda c: "Transformer" in c.model.models,
+    "--models k-gram": lambda c: "k-gram" in c.model.models,
+    "--models k-gram or LSTM": lambda c: {"k-gram", "LSTM"} & {*c.model.models},
+    "--models k-gram or Transformer": lambda c: {"k-gram", "Transformer"} & {*c.model.models},
+    "--models k-gram or --validation_stories": lambda c: "k-gram" in c.model.models or c.text.validation_stories,
+    "--input_files": lambda c: c.text.input_files,
+    "stories": lambda c: c.text.tinystories_weight or not c.text.input_files,
+    "a text file": lambda c: {*c.text.input_files, c.text.stories if NEEDS["stories"](c) else "hub"} - MADE,
+    "--corpus_contexts": lambda c: NEEDS["--models k-gram"](c) and c.batch.corpus_contexts is not None,
+    "batches of sequences": lambda c: {*c.model.models} - {"k-gram"} or c.batch.corpus_contexts is None,
+    "no other budget": lambda c: not (c.training.steps or c.training.budget_seconds or c.training.budget_tokens),
+    "--validation_stories": lambda c: c.text.validation_stories,
+    "--max_new_tokens above 0": lambda c: c.sample.max_new_tokens,
+    "--output_dir": lambda c: c.output.output_dir,
+    "--output_dir or --record": lambda c: c.output.output_dir or c.output.record,
+}
+
+
 def option(default: Any, help: str, low: float = -math.inf, high: float = math.inf, above: bool = False, **more: Any):
-    """A field: `low` and `high` bound a number, `above` leaves `low` itself out; `more`: choices, const."""
+    """A field: `low` and `high` bound a number, `above` leaves `low` itself out; `more`: choices, const, and in NEEDS
+    what it acts with."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, **more})
 
 
@@ -64,11 +85,15 @@ class TextConfig(Options):
     """text"""
 
     input_files: tuple[str, ...] = option((), "files of sequences; also looked up in data/")
-    tinystories_weight: float = option(0.5, "chance of a story, not a line of a file; without files all are", 0, 1)
-    stories: str = option("builtin", STORIES)
-    max_stories: int = option(2000, "stories to train on", 1, MANY)
-    validation_stories: int = option(0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY)
-    separator: str | None = option(None, SEPARATOR, choices=tuple(SEPARATORS))
+    tinystories_weight: float = option(
+        0.5, "chance of a story, not a line of a file; without files all are", 0, 1, needs="--input_files"
+    )
+    stories: str = option("builtin", STORIES, needs="stories")
+    max_stories: int = option(2000, "stories to train on", 1, MANY, needs="stories")
+    validation_stories: int = option(
+        0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY, needs="stories"
+    )
+    separator: str | None = option(None, SEPARATOR, choices=tuple(SEPARATORS), needs="a text file")
     compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
     block_size: int = option(128, "tokens of a sequence, from its start", 2, 10**6)
 
@@ -79,23 +104,39 @@ class ModelConfig(Options):
 
     models: tuple[str, ...] = option(("LSTM", "k-gram"), "which to train, one after the other", choices=MODELS)
     embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", 1, 10**6)
-    hidden_size: int | None = option(None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6)
-    kgram_k: int = option(3, "tokens of context", 1, 1000)
-    kgram_net: str = option("embedding", NETS)
-    kgram_chunk_size: int | None = option(None, "contexts that go through the net at once (all)", 1, MANY)
-    num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", 0, 1000)
-    n_heads: int = option(4, "attention heads of the Transformer; E must be a multiple of 2 N", 1, 1000)
-    n_blocks: int = option(2, "blocks of the Transformer", 1, 1000)
-    norm: str = option("pre", "RMSNorm before or after each part", choices=("pre", "post"))
-    positions: str = option("rotary", "of the Transformer", choices=("rotary", "learned", "none"))
-    short_conv: bool = option(False, "the Transformer's queries, keys and values mix those of three tokens")
-    qk_norm: bool = option(False, "norm the Transformer's queries and keys")
+    hidden_size: int | None = option(
+        None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6, needs="--models k-gram or LSTM"
+    )
+    kgram_k: int = option(3, "tokens of context", 1, 1000, needs="--models k-gram or --validation_stories")
+    kgram_net: str = option("embedding", NETS, needs="--models k-gram")
+    kgram_chunk_size: int | None = option(
+        None, "contexts that go through the net at once (all)", 1, MANY, needs="--models k-gram"
+    )
+    num_inner_mlp_layers: int = option(1, "inner layers of the k-gram's net", 0, 1000, needs="--models k-gram")
+    n_heads: int = option(
+        4, "attention heads of the Transformer; E must be a multiple of 2 N", 1, 1000, needs="--models Transformer"
+    )
+    n_blocks: int = option(2, "blocks of the Transformer", 1, 1000, needs="--models Transformer")
+    norm: str = option(
+        "pre", "RMSNorm before or after each part", choices=("pre", "post"), needs="--models Transformer"
+    )
+    positions: str = option(
+        "rotary", "of the Transformer", choices=("rotary", "learned", "none"), needs="--models Transformer"
+    )
+    short_conv: bool = option(
+        False, "the Transformer's queries, keys and values mix those of three tokens", needs="--models Transformer"
+    )
+    qk_norm: bool = option(False, "norm the Transformer's queries and keys", needs="--models Transformer")
     head: str | None = option(None, "shares the embedding's table (the Transformer's) or not", choices=("tied", "free"))
     table_std: float | None = option(None, TABLE_STD, 0, above=True)
     unigram_bias: bool = option(False, UNIGRAM)
     embedding_from: Path | None = option(None, "start from the embedding table in this .safetensors file (no)")
     dropout: float = option(0.0, "share of the last hidden state that training drops", 0, 0.99)
-    compile: bool = option(False, "compile the k-gram's net and the Transformer's blocks; the first steps take longer")
+    compile: bool = option(
+        False,
+        "compile the k-gram's net and the Transformer's blocks; the first steps take longer",
+        needs="--models k-gram or Transformer",
+    )
 
 
 @dataclass(frozen=True)
@@ -103,9 +144,17 @@ class BatchConfig(Options):
     """batches"""
 
     batch_size: int = option(32, "sequences, or contexts, a step", 1, MANY)
-    similar_lengths: bool = option(False, "batches of sequences of about the same length: less padding")
-    corpus_contexts: float | None = option(None, CONTEXTS, 0, 1, const=0.5)
-    blanks: float = option(0.0, "share of --corpus_contexts that show only their newest tokens: regularises", 0, 1)
+    similar_lengths: bool = option(
+        False, "batches of sequences of about the same length: less padding", needs="batches of sequences"
+    )
+    corpus_contexts: float | None = option(None, CONTEXTS, 0, 1, const=0.5, needs="--models k-gram")
+    blanks: float = option(
+        0.0,
+        "share of --corpus_contexts that show only their newest tokens: regularises",
+        0,
+        1,
+        needs="--corpus_contexts",
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +163,7 @@ class TrainingConfig(Options):
 
     # The first budget that is used up ends a training; it also drives the schedule.
 
-    epochs: int = option(3, "passes over the text, where no other budget is given", 1, MANY)
+    epochs: int = option(3, "passes over the text, where no other budget is given", 1, MANY, needs="no other budget")
     steps: int | None = option(None, "budget: updates (no)", 1, MANY)
     budget_seconds: float | None = option(None, "budget: seconds of each model's steps (no)", 0, above=True)
     budget_tokens: int | None = option(None, "budget: real targets (no)", 1)
@@ -128,9 +177,11 @@ class TrainingConfig(Options):
     bfloat16: str = option("off", BFLOAT16, choices=("off", "on", "auto"), const="on")
     seed: int = option(0, "of initial weights, data order and samples", 0, 2**63 - 1)
     untimed_steps: int = option(2, "first steps that no rate counts, as they warm up the machine", 0, MANY)
-    log_every: int = option(1, "steps that a row of losses sums up", 1, MANY)
-    save_every: int = option(100, "steps between checkpoints", 1, MANY)
-    validate_every: int | None = option(None, "steps between validations; the best weights are kept (no)", 1, MANY)
+    log_every: int = option(1, "steps that a row of losses sums up", 1, MANY, needs="--output_dir or --record")
+    save_every: int = option(100, "steps between checkpoints", 1, MANY, needs="--output_dir")
+    validate_every: int | None = option(
+        None, "steps between validations; the best weights are kept (no)", 1, MANY, needs="--validation_stories"
+    )
 
 
 @dataclass(frozen=True)
@@ -140,12 +191,27 @@ class SampleConfig(Options):
     prompt: str | None = option(None, "what samples go on from (the opening of the text)")
     samples: int = option(1, "samples for each --top_p", 1, MANY)
     max_new_tokens: int = option(20, "new tokens of a sample", 0, 10**6)
-    top_p: tuple[float, ...] = option((0.95, 1.0), "a sample per nucleus of this mass, after a greedy one", 0, 1, True)
-    top_k: int | None = option(None, "draw from the K most probable tokens (all)", 1, 10**6)
-    temperature: float = option(1.0, "divides the logits before a draw", 0, above=True)
-    stop: str | None = option(None, "end a sample before this text (no)")
+    top_p: tuple[float, ...] = option(
+        (0.95, 1.0),
+        "a sample per nucleus of this mass, after a greedy one",
+        0,
+        1,
+        True,
+        needs="--max_new_tokens above 0",
+    )
+    top_k: int | None = option(
+        None, "draw from the K most probable tokens (all)", 1, 10**6, needs="--max_new_tokens above 0"
+    )
+    temperature: float = option(
+        1.0, "divides the logits before a draw", 0, above=True, needs="--max_new_tokens above 0"
+    )
+    stop: str | None = option(None, "end a sample before this text (no)", needs="--max_new_tokens above 0")
     monosemantic_enabled: str | None = option(
-        None, "show each new token with its nearest neighbours in this table (no)", choices=TABLES, const="embedding"
+        None,
+        "show each new token with its nearest neighbours in this table (no)",
+        choices=TABLES,
+        const="embedding",
+        needs="--max_new_tokens above 0",
     )
 
 
@@ -166,7 +232,7 @@ class OutputConfig(Options):
     output_dir: Path | None = option(None, "save losses (.csv), weights (.safetensors) and checkpoints here (no)")
     resume: bool = option(False, "go on from the checkpoints in --output_dir, where there are any")
     record: str | None = option(None, "add losses, run rows, losses by position and samples to out/runs/TEXT*.csv (no)")
-    label: str | None = option(None, "the model's name in records (that of --models)")
+    label: str | None = option(None, "the model's name in records (that of --models)", needs="--output_dir or --record")
 
 
 class Parser(argparse.ArgumentParser):
@@ -176,13 +242,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def make_parser(*configs: type[Options], **options: Any) -> Parser:
-    """A parser with one group of options for each dataclass. `options` go to `argparse.ArgumentParser`."""
+def make_parser(*configs: type[Options], only_given: bool = False, **options: Any) -> Parser:
+    """A parser with one group of options for each dataclass; `only_given`: what is not given is no attribute.
+
+    `options` go to `argparse.ArgumentParser`.
+    """
     parser = Parser(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     for config in configs:
         group, hints = parser.add_argument_group((config.__doc__ or "").split("\n")[0]), get_type_hints(config)
         for each in fields(config):
-            group.add_argument(f"--{each.name}", **argument(each, hints[each.name]))
+            unless = {"default": argparse.SUPPRESS} if only_given else {}
+            group.add_argument(f"--{each.name}", **argument(each, hints[each.name]) | unless)
     return parser
 
 
@@ -218,6 +288,12 @@ def read_config(config: type[C], args: argparse.Namespace) -> C:
     """The part of the parsed options that belongs to one dataclass."""
     values = {each.name: getattr(args, each.name) for each in fields(config)}
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def without_effect(config: Iterable[Options], given: Iterable[str]) -> list[str]:
+    """Which of the given options change nothing in a configuration (one of each dataclass), and what they act with."""
+    needs = {each.name: each.metadata["needs"] for part in config for each in fields(part) if "needs" in each.metadata}
+    return [f"--{name} (needs {needs[name]})" for name in given if name in needs and not NEEDS[needs[name]](config)]
 
 
 def run_columns(*configs: Options) -> dict[str, Any]:

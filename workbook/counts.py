@@ -16,6 +16,8 @@ def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
             context = tuple(sequence[0 if k is None else max(0, t - k) : t])
             contexts[context] += 1
             pairs[context, target] += 1
+    if not contexts:
+        raise ValueError("no sequence has two tokens; expected one or more to count in")
     surprise = sum(n * math.log(contexts[context] / n) for (context, _), n in pairs.items())
     return surprise / contexts.total()
 
@@ -27,6 +29,9 @@ def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor
     if not sequences:
         raise ValueError("no sequence has two tokens; expected one or more to count in")
     windows = torch.cat([torch.cat([before, s]).unfold(0, size + 1, 1)[1 - len(s) :] for s in sequences])
+    low, high = (value.item() for value in windows.aminmax())
+    if low < 0 or high > blank:
+        raise ValueError(f"token ids run from {low} to {high}; expected 0 to {blank - 1}, or {blank} for BLANK")
     real = windows[:, -1] != blank
     return windows if real.all() else windows[real]
 

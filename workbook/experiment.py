@@ -1,14 +1,15 @@
 """What the command line trains and measures: data, model and batches from their options, and the run's files."""
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,6 +44,10 @@ class Data:
         """Validation stories to choose by while training and fit mixtures on, and the others, which losses are of."""
         middle = len(self.validation) // 2
         return self.validation[:middle], self.validation[middle:]
+
+    def targets(self, sequences: Iterable[Tensor]) -> int:
+        """How many tokens of these are to be predicted."""
+        return sum(count_targets(sequence[:, None], self.vocab_size) for sequence in sequences)
 
     @functools.cached_property
     def kneser_ney(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -94,6 +99,8 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     if weight:
         shares["stories"] = weight, stories("train", config.max_stories)
     for name, (share, sequences) in shares.items():
+        if not sequences:
+            raise ValueError(f"{name}: no text has two tokens, one to read and one to predict; give other text")
         data.sequences += sequences
         data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
         sources = config.input_files if name == "files" else [config.stories]
@@ -112,6 +119,8 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         unknown = sum(int((sequence == len(ids)).sum()) for sequence in data.validation)
         outside = f"{unknown} validation tokens lie outside it and do not count"
         data.notes.append(f"compact vocabulary: {len(ids)} tokens; {outside}")
+    if data.validation and not all(map(data.targets, data.halves)):
+        raise ValueError("half of the validation stories hold no token of the vocabulary to predict; give more of them")
     return data
 
 
@@ -148,9 +157,7 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         for module in token_tables:
             torch.nn.init.normal_(module.weight, std=config.table_std)
     if config.embedding_from:
-        tables = [value for key, value in load_file(config.embedding_from).items() if key.endswith("embedding.weight")]
-        table = tables[0] if tables else torch.empty(0)
-        own = token_tables[0].weight
+        table, own = embedding_table(config.embedding_from), token_tables[0].weight
         if table.shape != own.shape:
             sizes = f"the table in {config.embedding_from} is {tuple(table.shape)}; the {name} needs {tuple(own.shape)}"
             raise ValueError(f"{sizes}: give --embed_size and the text that it was trained with")
@@ -159,6 +166,17 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         for part in compiled_parts(model):
             part.compile(dynamic=True)  # the number of distinct contexts changes from batch to batch
     return model
+
+
+def embedding_table(path: Path) -> Tensor:
+    """The embedding table in a file of weights. ValueError where it is none, or holds none."""
+    with path.open("rb"):  # a missing or forbidden one says so by itself
+        pass
+    try:
+        tables = [value for key, value in load_file(path).items() if key.endswith("embedding.weight")]
+    except SafetensorError as error:
+        raise ValueError(f"{path} holds no weights ({error}); expected a .safetensors file of --output_dir") from error
+    return tables[0] if tables else torch.empty(0)
 
 
 def start_from_frequencies(model: SequenceModel, sequences: Iterable[Tensor]) -> None:
@@ -195,9 +213,9 @@ def measure(model: SequenceModel, data: Data) -> tuple[dict[str, float], pd.Data
     nats = helpers.target_log_probabilities(model, data.validation)
     flat, (tuning, reported) = torch.cat(nats), data.halves
     net, (counted, seen) = flat[~flat.isnan()].double().exp(), data.kneser_ney
-    first = torch.arange(len(net)) < sum(count_targets(story[:, None], data.vocab_size) for story in tuning)
+    first = torch.arange(len(net)) < data.targets(tuning)
     loss = -net[~first].log().mean().item()
-    row = {"validation_loss": loss, "perplexity": math.exp(loss)}
+    row = {"validation_loss": loss, "perplexity": helpers.perplexity(loss)}
     row["bits_per_byte"] = text.bits_per_byte(loss, reported, data.tokenizer)
     row |= {"kneser_ney_order": data.kgram_k + 1, "kneser_ney_loss": -counted[~first].log().mean().item()}
     row["mixed_loss"], row["mix_weight"] = mixed_loss(net, counted, first, seen)

@@ -77,7 +77,8 @@ def five_minutes() -> list[str]:
     """Four models, six seeds, two to seven minutes each."""
     long = f"{TEXT} {RECIPE} --unigram_bias --seed {{seed}} --record stories_5min --output_dir {{out}}/seed{{seed}}"
     nets = {"pooled": f'{POOLED} --kgram_k 32 --label "pooled k-gram"', "plain": f"{KGRAM} --embed_size 160"}
-    lines = [f"{long} {TRANSFORMER} --budget_tokens 2300000", f"{long} {LSTM} --budget_tokens 2900000"]
+    lines = [f"{long}/transformer {TRANSFORMER} --budget_tokens 2300000"]
+    lines += [f"{long}/lstm {LSTM} --budget_tokens 2900000"]
     lines += [f"{long}/{name} --steps 2250 {net}" for name, net in nets.items()]
     return [line.replace("{seed}", str(seed)) for line in lines for seed in range(6)]
 
@@ -97,7 +98,7 @@ def equal_tokens() -> list[str]:
 def other_starts() -> list[str]:
     """A k-gram for 20 s from an embedding of each kind: fresh, or what the long runs of seed 0 have left."""
     line = f"{TEXT} {RECIPE} --seed {{seed}} --record stories_reuse --budget_seconds 20 {KGRAM} --embed_size 192"
-    start = "--label from_{name} --embedding_from {{out}}/seed0/{model}.safetensors"
+    start = "--label from_{name} --embedding_from {{out}}/seed0/{name}/{model}.safetensors"
     starts = [start.format(name=model.lower(), model=model) for model in ("LSTM", "Transformer")]
     return [f"{line} {each}".replace("{seed}", str(seed)) for each in ("--label fresh", *starts) for seed in range(3)]
 
@@ -266,7 +267,10 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
         for line in (line for line in each.commands if line not in done):
             command = line.format(stories=shlex.quote(stories), out=shlex.quote(str(folder)))
             print(f"$ python pico-llm.py {command}", flush=True)
-            subprocess.run([sys.executable, "pico-llm.py", *shlex.split(command)], cwd=ROOT, check=True)
+            words = shlex.split(command)
+            if "--output_dir" in words:  # what an earlier recording left there
+                shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
+            subprocess.run([sys.executable, "pico-llm.py", *words], cwd=ROOT, check=True)
             with log.open("a") as lines:
                 lines.write(f"{line}\n")
         if each.notebook:

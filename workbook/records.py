@@ -7,9 +7,11 @@ runs goes to out/, or to the folder that WORKBOOK_OUT names.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 from scipy.special import stdtrit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,11 +36,34 @@ def short(path: Path) -> str:
 # ---------------------------------------------------------------- files
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` write a file that takes the place of `path` when it is whole, as readable as the umask says."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    os.umask(mask := os.umask(0))
+    try:
+        write(partial)
+        partial.chmod(0o666 & ~mask)  # safetensors makes files that nobody else can read
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
 def run_file(folder: Path, name: str) -> Path:
-    """The file of a run. ValueError for a name that leads out of the folder."""
-    if Path(name).name != name:
-        raise ValueError(f"run name {name!r} is a path; expected a name alone, as it goes to {short(folder)}")
+    """The file of a run. ValueError for a name that leads out of the folder, or is no file's."""
+    if Path(name).name != name or name.startswith(".") or "\0" in name or len(name.encode()) > 200:
+        few = "200 bytes or fewer, no /, no dot in front"
+        raise ValueError(f"run name {name[:80]!r} is none; expected {few}, as it goes to {short(folder)}")
     return folder / f"{name}.csv"
+
+
+def check_name(name: str, keys: Sequence[str] = ("model", "seed")) -> None:
+    """ValueError for a run name that `add_to_run` could not add to, or whose file holds other things."""
+    path = run_file(output_folder("runs"), name)
+    if (RECORD / path.name).exists() and path.parent == ROOT / "out" / "runs":
+        raise ValueError(f"run name {name!r} is one of the record in {short(RECORD)}; choose another")
+    if path.exists() and (missing := set(keys) - {*read_rows(path)}):
+        raise ValueError(f"{short(path)} has no column {', '.join(sorted(missing))}: no run to add to; choose another")
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -48,22 +73,20 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 def save_run(frame: pd.DataFrame, name: str) -> Path:
     """Write step rows or run rows as out/runs/<name>.csv, numbers to 6 digits; the path."""
-    path = run_file(output_folder("runs"), name)
-    partial = path.with_suffix(".partial")
-    frame.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
-    partial.replace(path)  # a reader never sees half a file
-    return path
+    options = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
+    return write_whole(run_file(output_folder("runs"), name), lambda path: frame.to_csv(path, **options))
 
 
 def add_to_run(frame: pd.DataFrame, name: str, keys: tuple[str, ...] = ("model", "seed")) -> Path:
-    """Like `save_run`, but the file's rows whose keys are not in the frame stay."""
+    """Like `save_run`, but the file's rows whose keys are not in the frame stay; one process after the other."""
     path = run_file(output_folder("runs"), name)
-    if path.exists():
-        before = read_rows(path)
-        new = set(frame[list(keys)].itertuples(index=False, name=None))
-        stays = [key not in new for key in before[list(keys)].itertuples(index=False, name=None)]
-        frame = pd.concat([before[stays], frame]) if any(stays) else frame
-    return save_run(frame, name)
+    with FileLock(path.with_name(".lock")):
+        if path.exists():
+            before = read_rows(path)
+            new = set(frame[list(keys)].itertuples(index=False, name=None))
+            stays = [key not in new for key in before[list(keys)].itertuples(index=False, name=None)]
+            frame = pd.concat([before[stays], frame]) if any(stays) else frame
+        return save_run(frame, name)
 
 
 def load_runs(name: str, *, own: bool = False) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,11 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbook.records import write_whole
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 GRAMMARS = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
+MOST_MADE = 1_000_000  # stories of a grammar
 SEPARATORS = {"lines": r"\n", "paragraphs": r"\n\s*\n", ENDOFTEXT: re.escape(ENDOFTEXT)}  # of the texts in a file
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 
@@ -75,6 +79,8 @@ def encode_texts(
     Each distinct text is encoded once, in parallel; "<|endoftext|>" in it is the one special token. Texts of fewer than
     two tokens, nothing to predict, are left out. `cache`: a folder that keeps the tokens under the hash of the texts.
     """
+    if isinstance(texts, str):
+        raise TypeError("texts is one string; expected a list of texts, each of them a string")
     if block_size < 2:
         raise ValueError(f"block_size is {block_size}; expected 2 or more, one token to read and one to predict")
     distinct = list(dict.fromkeys(texts := list(texts)))
@@ -82,9 +88,8 @@ def encode_texts(
     for text in distinct:
         digest.update(hashlib.sha256(text.encode()).digest())
     kept = Path(cache) / f"tokens-{digest.hexdigest()[:24]}.safetensors" if cache else None
-    if kept and kept.exists():
-        arrays = load_file(kept)
-    else:
+    arrays = kept_tokens(kept, len(distinct)) if kept else {}
+    if not arrays:
         parts = [distinct[begin : begin + 1000] for begin in range(0, len(distinct), 1000)]
         bar = tqdm(parts, "tokens", unit="text", unit_scale=1000, leave=False) if progress else parts
         encode = functools.partial(tokenizer.encode, allowed_special="all")
@@ -93,11 +98,32 @@ def encode_texts(
         arrays = {"ids": torch.tensor([*itertools.chain.from_iterable(encoded)], dtype=torch.int32)}
         arrays["lengths"] = torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)
         if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            save_file(arrays, partial := kept.with_suffix(f".{os.getpid()}.partial"))
-            partial.replace(kept)
+            keep_tokens(arrays, kept)
     known = dict(zip(distinct, arrays["ids"].long().split(arrays["lengths"].tolist()), strict=True))
     return [known[text] for text in texts if len(known[text]) >= 2]
+
+
+def kept_tokens(path: Path, texts: int) -> dict[str, Tensor]:
+    """The tokens of so many texts from the cache; nothing, and a note, where the file is not what was written there."""
+    try:
+        arrays = load_file(path)
+        if len(arrays["lengths"]) == texts and arrays["lengths"].sum() == len(arrays["ids"]):
+            return arrays
+        raise ValueError("its lengths do not fit")
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # a cache is never needed, whatever is wrong with it
+        warnings.warn(f"the cache {path} cannot be read ({error}); the texts are encoded again", stacklevel=3)
+        return {}
+
+
+def keep_tokens(arrays: dict[str, Tensor], path: Path) -> None:
+    """Write tokens into the cache; a note where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda partial: save_file(arrays, partial))
+    except Exception as error:  # safetensors has errors of its own beside OSError
+        warnings.warn(f"the cache {path.parent} cannot be written ({error}); nothing is kept", stacklevel=3)
 
 
 def cache_folder() -> Path:
@@ -124,6 +150,9 @@ def read_texts(path: str | Path, separator: str | None = None) -> tuple[list[str
     if re.search("[\0\udc80-\udcff]", text):  # the surrogates are bytes that could not be decoded
         raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8")
     text = text.replace("\r\n", "\n")
+    if blanks := re.search(r"[^\S\n]{100000}", text):  # the tokenizer's pattern cannot go through them
+        line = text.count("\n", 0, blanks.start()) + 1
+        raise ValueError(f"{path}, line {line}: 100,000 blanks in a row, which cannot be encoded; remove them")
     separator = separator or guess_separator(text)
     parts = re.split(SEPARATORS[separator], text)
     parts = parts if separator == "lines" else [part.strip() for part in parts]
@@ -149,8 +178,11 @@ def opening(text: str, words: int = 3) -> str:
 
 
 def common_opening(texts: Iterable[str], words: int = 4) -> str:
-    """The most common first words of the texts; of equally common ones the first."""
-    return Counter(opening(text, words) for text in texts).most_common(1)[0][0]
+    """The most common first words of the texts; of equally common ones the first. ValueError for no texts."""
+    found = Counter(opening(text, words) for text in texts).most_common(1)
+    if not found:
+        raise ValueError("there are no texts to look for their first words; expected one or more")
+    return found[0][0]
 
 
 def read_sequences(
@@ -183,29 +215,43 @@ def load_stories(
     """
     if split not in ("train", "validation"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'validation'")
-    if limit is None and source in GRAMMARS:
-        raise ValueError(f"the {source} stories never end; give a limit")
-    held_back: set[str] = set()
-    has_splits = source not in GRAMMARS and (source == "hub" or Path(source).is_dir())
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; expected 1 or more, or None for all")
+    if source in GRAMMARS and (limit is None or limit > MOST_MADE):
+        raise ValueError(f"the {source} stories never end; give a limit of {MOST_MADE:,} or fewer, not {limit}")
+    validation = split == "validation"
     if source in GRAMMARS:
-        stories: Iterable[str] = _grammar_stories(DATA / GRAMMARS[source], seed)
-    elif has_splits:
+        drawn = itertools.islice(_grammar_stories(DATA / GRAMMARS[source], seed), min(50 * limit, 12 * limit + 100_000))
+        stories: Iterable[str] = (story for story in drawn if _is_held_out(story) == validation)
+    elif source == "hub" or Path(source).is_dir():
         read = _hub_stories if source == "hub" else functools.partial(_folder_stories, source, separator)
-        stories = read(split)
-        held_back = set(read("validation")) if split == "train" else held_back
+        held_back = set() if validation else set(read("validation"))
+        stories = (story for story in read(split) if story and story not in held_back)
     else:
-        stories = read_texts(source, separator)[0]
+        stories = _one_side(read_texts(source, separator)[0], validation)
     chosen: dict[str, None] = {}  # a story once, in order
-    for story in itertools.islice(stories, 50 * limit if limit else None):
-        held_out = int(hashlib.sha256(story.encode()).hexdigest(), 16) % 10 == 0  # copies stay on one side
-        if story and story not in held_back and (has_splits or held_out == (split == "validation")):
-            chosen[story] = None
+    for story in stories:
+        chosen[story] = None
         if len(chosen) == limit:
             break
     if not chosen:
         used = separator_of(source, separator)
-        raise ValueError(f"{source} holds no story for {split}; expected ten or more (separated by: {used})")
+        raise ValueError(f"{source} holds no story for {split}; expected two or more (separated by: {used})")
     return list(chosen)
+
+
+def _is_held_out(story: str) -> bool:
+    """One story in ten, by its hash: copies stay on one side."""
+    return int(hashlib.sha256(story.encode()).hexdigest(), 16) % 10 == 0
+
+
+def _one_side(stories: Sequence[str], validation: bool) -> list[str]:
+    """Those of the stories that are held out for validation, or the others: at least one, where two are distinct."""
+    held_out = {story for story in stories if _is_held_out(story)}
+    if len(distinct := sorted(set(stories))) > 1:
+        held_out = held_out or {distinct[0]}
+        held_out -= {distinct[0]} if len(held_out) == len(distinct) else set()
+    return [story for story in stories if (story in held_out) == validation]
 
 
 def _grammar_stories(path: Path, seed: int) -> Iterator[str]:
@@ -242,6 +288,8 @@ def _hub_stories(split: str) -> Iterator[str]:
 
 def compact_vocabulary(sequences: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Renumber the ids that occur as 0 … V-1. The original ids are returned too: sequence = ids[compact]."""
+    if not len(sequences):
+        raise ValueError("there are no sequences whose tokens could be numbered; expected one or more")
     ids = torch.cat(list(sequences)).unique()
     return renumber(sequences, ids), ids
 
@@ -270,7 +318,9 @@ class CompactTokenizer:
     def encode(self, text: str, **options) -> list[int]:
         ids = self.tokenizer.encode(text, **options)
         if unknown := [self.tokenizer.decode([i]) for i in ids if i not in self.compact]:
-            raise ValueError(f"{unknown} not among the {self.n_vocab} tokens of this vocabulary; use words of its text")
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            words = f"{unknown[:5]}{more} not among the {self.n_vocab} tokens of this vocabulary"
+            raise ValueError(f"{words}; use words of its text")
         return [self.compact[i] for i in ids]
 
     def decode(self, tokens: Iterable[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -22,13 +21,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from helpers import ContextBatch, SequenceModel, count_targets, evaluate, next_token_loss
-from workbook.batches import shard
+from workbook.batches import data_hash, shard
 from workbook.config import TrainingConfig
 from workbook.machine import timed
+from workbook.records import write_whole
 
 LossFunction = Callable[[Any, Any], Tensor]  # (model, batch) -> a number
 STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
 STEP_COLUMNS += ["validation_loss"]
+GOES_ON = ["seed", "optimizer", "learning_rate", "schedule", "warm_up_share", "weight_decay", "clip"]  # unchanged
+GOES_ON += ["max_steps_per_epoch"]
 
 
 # ---------------------------------------------------------------- optimisers and the learning rate
@@ -115,8 +117,7 @@ def settle_bfloat16(
     if config.bfloat16 != "auto":
         return config, {}
     if checkpoint and Path(checkpoint).exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        return dataclasses.replace(config, bfloat16=state.get("bfloat16", "off")), {}
+        return dataclasses.replace(config, bfloat16=read_checkpoint(checkpoint)["bfloat16"]), {}
     generator: torch.Generator | None = getattr(batches, "generator", None)
     order, device = generator.get_state() if generator else None, model.device
     taken: dict[str, list[float]] = {"off": [], "on": []}
@@ -131,6 +132,19 @@ def settle_bfloat16(
     medians = {way: statistics.median(each[1:]) for way, each in taken.items()}  # the first of each warms up
     faster = of_first_process(torch.tensor(float(medians["on"] < medians["off"]), device=device))
     return dataclasses.replace(config, bfloat16="on" if faster.item() else "off"), medians
+
+
+def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `Trainer.save` wrote. ValueError for any other file."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        missing = {"model", "counts", "rows", "optimizers", "random", "order", "best_weights", "bfloat16", "settings"}
+        missing -= state.keys()
+    except Exception as error:  # of an empty file, a text, half a file: each has another
+        raise ValueError(f"{path} is no checkpoint ({type(error).__name__}); delete it to begin anew") from error
+    if missing:
+        raise ValueError(f"{path} is no checkpoint: it lacks {', '.join(sorted(missing))}; delete it to begin anew")
+    return state
 
 
 class Replica(nn.Module):
@@ -173,6 +187,7 @@ class Trainer:
         self.path = Path(checkpoint) if checkpoint else None
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.counts: dict[str, Any] = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
+        self.counts |= {"epoch_tokens": 0, "epoch_nats": 0.0}
         self.rows: list[dict] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.generator: torch.Generator | None = getattr(batches, "generator", None)  # of the data order
@@ -187,6 +202,12 @@ class Trainer:
         """The share of the training that is done, by the budget that is nearest to its end."""
         return max(self.counts[key] / limit for key, limit in self.limits.items())
 
+    @property
+    def epoch(self) -> dict[str, float]:
+        """Targets since the epoch began, and the mean loss over them."""
+        tokens, nats = self.counts["epoch_tokens"], self.counts["epoch_nats"]
+        return {"epoch_tokens": tokens, "epoch_loss": nats / tokens}
+
     def stream(self) -> Iterator[Tensor]:
         """Batches until the budget is used up, from where the training stands in the data."""
         while self.progress < 1:
@@ -199,7 +220,7 @@ class Trainer:
             if not self.counts["batch"]:
                 done = f"only {self.counts['step']} steps"
                 raise ValueError(f"{done}: batches must be a DataLoader or a list, to be gone through again")
-            self.counts["batch"] = 0
+            self.counts |= {"batch": 0, "epoch_tokens": 0, "epoch_nats": 0.0}
             self.order = self.generator.get_state() if self.generator else None
 
     def update(self, batch: Tensor) -> float:
@@ -229,11 +250,12 @@ class Trainer:
         if not math.isfinite(loss):
             name = self.labels["model"]
             raise ValueError(f"{name}: the loss is {loss} at step {number}; try a smaller learning rate")
-        # only now is the batch used: Ctrl-C amid a step leaves it for later
         row = {"step": number, "steps": 1, "tokens": count_targets(batch, self.model.blank), "loss": loss}
         row |= {"step_s": step_s, "elapsed_s": self.counts["elapsed_s"] + step_s}
         self.counts |= {"step": number, "batch": self.counts["batch"] + 1, "elapsed_s": row["elapsed_s"]}
-        self.counts["tokens"] += row["tokens"]
+        for key in ("tokens", "epoch_tokens"):
+            self.counts[key] += row["tokens"]
+        self.counts["epoch_nats"] += row["tokens"] * loss
         return self.labels | row | {"timed": number > self.config.untimed_steps}
 
     def record(self, row: dict) -> None:
@@ -252,23 +274,31 @@ class Trainer:
     def validate(self, batches: Iterable[Tensor]) -> None:
         """The validation loss into the last row; the weights are kept where it is the best so far."""
         loss = self.rows[-1]["validation_loss"] = evaluate(self.model, batches)["loss"]
+        if not math.isfinite(loss):
+            where = f"the validation loss is {loss} after step {self.counts['step']}"
+            raise ValueError(f"{self.labels['model']}: {where}; try a smaller learning rate")
         if loss < self.counts["best"]:
             self.counts["best"] = loss
             self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def advance(self, batch: Tensor, validation: Iterable[Tensor] | None, log: str | Path | None) -> dict:
-        """A step and what is due after it: its row, a validation, a line of the log, a checkpoint. Ctrl-C waits."""
+        """A step and what is due after it: its row, a validation, a line of the log, a checkpoint."""
         leads, validate_every = not self.rank, self.config.validate_every or 100
-        with delayed_interrupt():
-            row = self.step(batch)
-            self.record(row)
-            if leads and validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0):
-                self.validate(validation)
-            if leads and log and row["step"] % self.config.log_every == 0:
-                self.write_rows(log, self.rows[-1:], "a")
-            if row["step"] % self.config.save_every == 0:
-                self.save()
+        row = self.step(batch)
+        self.record(row)
+        if leads and validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0):
+            self.validate(validation)
+        if leads and log and row["step"] % self.config.log_every == 0:
+            self.write_rows(log, self.rows[-1:], "a")
+        if row["step"] % self.config.save_every == 0:
+            self.save()
         return row
+
+    def settings(self) -> dict[str, Any]:
+        """What a training has to go on with: options, the size of its batches, a hash of what it learns from."""
+        options = {name: getattr(self.config, name) for name in GOES_ON}
+        sampler = getattr(self.batches, "batch_sampler", None)
+        return options | {"batch_size": getattr(sampler, "batch_size", None), "text": data_hash(self.batches)}
 
     def save(self) -> None:
         """All that the next step depends on, in one file that is never half written."""
@@ -276,16 +306,17 @@ class Trainer:
             state: dict[str, Any] = {"model": self.model.state_dict(), "counts": self.counts, "rows": self.rows}
             state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
             state |= {"random": torch.get_rng_state(), "order": self.order, "best_weights": self.best_weights}
-            state["bfloat16"] = self.config.bfloat16
-            partial = self.path.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(self.path)
+            state |= {"bfloat16": self.config.bfloat16, "settings": self.settings()}
+            write_whole(self.path, lambda path: torch.save(state, path))
 
     def load(self) -> None:
-        """Go on from the checkpoint, where there is one."""
+        """Go on from the checkpoint, where there is one. ValueError where it is of another model, text or option."""
         if self.path is None or not self.path.exists():
             return
-        state = torch.load(self.path, map_location=self.model.device, weights_only=True)
+        state, now = read_checkpoint(self.path, self.model.device), self.settings()
+        changed = [f"{name} {was}, now {now[name]}" for name, was in state["settings"].items() if was != now[name]]
+        if changed:
+            raise ValueError(f"{self.path} was made with {'; '.join(changed)}; go on with the same, or elsewhere")
         try:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -324,27 +355,45 @@ def progress_bar(label: str, shown: bool) -> tqdm:
     )
 
 
-@contextlib.contextmanager
-def delayed_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, so that no step is half done; a second Ctrl-C does not wait."""
-    usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-    ignored = usual is signal.SIG_IGN  # as in a job that a shell runs in the background
-    if ignored or threading.current_thread() is not threading.main_thread():  # others get no signals
-        yield
-        return
-    came: list[int] = []
+class StopSignal:
+    """Ctrl-C and SIGTERM wait for the end of a step: `number` is that of the one that came, else 0.
 
-    def wait(number, _):
-        came.append(number)
-        signal.signal(signal.SIGINT, usual)
+    A second Ctrl-C does not wait. Outside the main thread, and where they are ignored, nothing changes.
+    """
 
-    signal.signal(signal.SIGINT, wait)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if came:
-        raise KeyboardInterrupt
+    def __init__(self) -> None:
+        self.number, self.usual = 0, {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():  # others get no signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored as in a shell's background
+                    self.usual[number] = signal.signal(number, self.note)
+        return self
+
+    def note(self, number: int, _: Any) -> None:
+        if number == self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def __exit__(self, *_: Any) -> None:
+        for number, usual in self.usual.items():
+            signal.signal(number, usual)
+
+    def came(self, device: torch.device) -> bool:
+        """Whether to stop, which all processes do after the same step."""
+        if distributed.is_initialized():
+            return mean_over_processes(torch.tensor(float(self.number), device=device)).item() > 0
+        return self.number > 0
+
+    def end(self, frame: pd.DataFrame, message: str) -> pd.DataFrame:
+        """The rows of a training, said to have been stopped (`frame.attrs["stopped"]`); SIGTERM takes its course."""
+        if self.number:
+            frame.attrs["stopped"] = self.number
+            warnings.warn(message, stacklevel=3)
+        if self.number == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        return frame
 
 
 # ---------------------------------------------------------------- one model, and several
@@ -370,10 +419,12 @@ def train(
     `log` as they come. With `validation` (batches) the row of every `validate_every`-th step (100 where it is None)
     and the last hold `validation_loss`, and in the end the model has the weights that were best on them. `loss_fn`
     and `batches` may be `context_loss` and those of `CorpusContexts`. `checkpoint` is a file written every
-    `save_every` steps, at the end and on Ctrl-C, which ends the training with a warning; where it exists the training
-    goes on from there with the losses that it would have had without a stop. Where several processes have joined
+    `save_every` steps and at the end; where it exists the training goes on from there with the losses that it would
+    have had without a stop. Ctrl-C ends the training after the step in hand, with a warning; SIGTERM then ends the
+    process; a second Ctrl-C does not wait, and leaves the file as it was. Where several processes have joined
     (`join_processes`), each computes its part of every batch; the first alone validates, writes and reports.
-    ValueError where a loss is not finite (the weights stay as they were), or `batches` ends.
+    ValueError where a loss is not finite (the weights stay as they were), `batches` ends, or `checkpoint` is of another
+    model, text, batch size or option.
     """
     trainer = Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fn, checkpoint=checkpoint)
     trainer.load()
@@ -381,19 +432,16 @@ def train(
     leads = not trainer.rank
     if log and leads:
         trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // config.log_every], "w")
-    with progress_bar(run, progress and leads) as bar:
-        try:
-            for batch in trainer.stream():
-                row = trainer.advance(batch, validation, log)
-                bar.set_postfix_str(
-                    f"loss {row['loss']:.3f}, {row['tokens'] / row['step_s']:,.0f} tokens/s", refresh=False
-                )
-                bar.update(min(1.0, trainer.progress) - bar.n)
-                if leads and on_step:
-                    on_step(row)
-        except KeyboardInterrupt:
-            warnings.warn(f"{name}: stopped after step {trainer.counts['step']}; that much is kept", stacklevel=2)
-    trainer.save()
+    with StopSignal() as stop, progress_bar(run, progress and leads) as bar:
+        for batch in trainer.stream():
+            row = trainer.advance(batch, validation, log)
+            bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens'] / row['step_s']:,.0f} tokens/s", refresh=False)
+            bar.update(min(1.0, trainer.progress) - bar.n)
+            if leads and on_step:
+                on_step(row | trainer.epoch)
+            if stop.came(model.device):
+                break
+        trainer.save()
     if leads and log:
         trainer.write_rows(log, trainer.rows, "w")  # the last row too, which may not be full
     if trainer.best_weights is not None:
@@ -401,7 +449,8 @@ def train(
     if distributed.is_initialized() and validation is not None:
         for value in model.state_dict().values():
             distributed.broadcast(value, 0)
-    return pd.DataFrame(trainer.rows)
+    kept = f"kept in {trainer.path}" if trainer.path else "its rows are kept"
+    return stop.end(pd.DataFrame(trainer.rows), f"{name}: stopped after step {trainer.counts['step']}; {kept}")
 
 
 def compare(
@@ -420,8 +469,8 @@ def compare(
     one that all use up together: steps or epochs. `loss_fn` may differ by name; `on_step` gets each step row, outside
     the clock. A step row holds run, model, seed, step, steps (how many it sums: `log_every`), tokens (real targets),
     loss (nats, before the update), step_s and elapsed_s (seconds in this model's own steps) and timed (False for the
-    first `untimed_steps`, which no rate counts). ValueError where a loss is not finite (the weights stay as they
-    were) or `batches` ends early.
+    first `untimed_steps`, which no rate counts). Ctrl-C ends the training after a step of all models. ValueError where
+    a loss is not finite (the weights stay as they were) or `batches` ends early.
     """
     if not models:
         raise ValueError("there is no model to train; expected {name: model}")
@@ -434,7 +483,7 @@ def compare(
     }
     names = list(models)
     leader = trainers[names[0]]
-    with progress_bar(run, progress) as bar:
+    with StopSignal() as stop, progress_bar(run, progress) as bar:
         for number, batch in enumerate(leader.stream(), start=1):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 row = trainers[name].step(batch)
@@ -442,4 +491,7 @@ def compare(
                 if on_step:
                     on_step(row)
             bar.update(min(1.0, leader.progress) - bar.n)
-    return pd.DataFrame([row for trainer in trainers.values() for row in trainer.rows])
+            if stop.number:
+                break
+    rows = pd.DataFrame([row for trainer in trainers.values() for row in trainer.rows])
+    return stop.end(rows, f"{run}: stopped after step {leader.counts['step']} of each model; the rows are kept")
