@@ -424,7 +424,7 @@ def test_each_option_of_the_transformer_changes_it():
 @pytest.mark.parametrize("sizes", [{"n_heads": 0}, {"n_blocks": 0}, {"n_heads": -2}, {"d_model": 0}, {"vocab_size": 0}])
 def test_a_size_of_zero_says_so(sizes):
     with pytest.raises(ValueError, match="expected 1 or more"):
-        TransformerModel(**{"vocab_size": 9, "d_model": 8, "n_heads": 2, "n_blocks": 1} | sizes)
+        helpers.TransformerModel(**{"vocab_size": 9, "d_model": 8, "n_heads": 2, "n_blocks": 1} | sizes)
 
 
 def test_wrong_transformers_say_so():

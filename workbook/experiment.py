@@ -1,6 +1,7 @@
 """What the command line trains and measures: data, model and batches from their options, and the run's files."""
 
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -87,28 +88,36 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     weight = weight_of_stories(config)
     data = Data([], None, [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
 
-    def stories(split: str, limit: int) -> list[Tensor]:
-        found = text.load_stories(config.stories, split, limit, separator=config.separator)
-        cache = text.cache_folder() if len(found) >= 5000 else None  # fewer take less than a second
-        return text.encode_texts(found, data.tokenizer, config.block_size, cache=cache, progress=progress)
+    def stories(split: str, limit: int) -> list[str]:
+        return text.load_stories(config.stories, split, limit, separator=config.separator)
 
-    shares: dict[str, tuple[float, list[Tensor]]] = {}
+    def encode(texts: list[str]) -> list[Tensor]:
+        cache = text.cache_folder() if len(texts) >= 5000 else None  # fewer take less than a second
+        return text.encode_texts(texts, data.tokenizer, config.block_size, cache=cache, progress=progress)
+
+    shares: dict[str, tuple[float, list[str]]] = {}
     if weight < 1:
-        files = text.read_sequences(config.input_files, data.tokenizer, config.block_size, config.separator)
-        shares["files"] = 1 - weight, files
+        files = [text.read_source(path, config.separator)[0] for path in config.input_files]
+        shares["files"] = 1 - weight, [*itertools.chain(*files)]
     if weight:
         shares["stories"] = weight, stories("train", config.max_stories)
-    for name, (share, sequences) in shares.items():
+    encoded = {name: (share, encode(texts)) for name, (share, texts) in shares.items()}
+    for name, (share, sequences) in encoded.items():
         if not sequences:
             raise ValueError(f"{name}: no text has two tokens, one to read and one to predict; give other text")
         data.sequences += sequences
         data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
         sources = config.input_files if name == "files" else [config.stories]
-        data.notes.append(f"{name}: {describe(sequences, sources, config)}; share {share:g}")
+        used = text.share_used(shares[name][1], sequences, data.tokenizer)
+        data.notes.append(f"{name}: {describe(sequences, sources, config)}, {used:.1%} of the text; share {share:g}")
+        if used < 0.5:
+            more = "a larger --block_size, or another --separator, uses more"
+            first = f"the first {config.block_size} tokens of each of {len(sequences)} sequences"
+            warnings.warn(f"{name}: only {used:.1%} of the text is used, {first}; {more}", stacklevel=3)
     if len(shares) == 2:
-        data.weights = [share / len(part) for share, part in shares.values() for _ in part]
+        data.weights = [share / len(part) for share, part in encoded.values() for _ in part]
     if config.validation_stories:
-        data.validation = stories("validation", config.validation_stories)
+        data.validation = encode(stories("validation", config.validation_stories))
         if len(data.validation) < 2:
             raise ValueError("one validation story cannot be split in two; give 2 --validation_stories, or more")
         data.notes.append("validation: {} stories to choose by and {} to report on".format(*map(len, data.halves)))

@@ -185,13 +185,24 @@ def common_opening(texts: Iterable[str], words: int = 4) -> str:
     return found[0][0]
 
 
+def read_source(path: str | Path, separator: str | None = None) -> tuple[list[str], str]:
+    """The texts of a file and what separates them (see `read_texts`), or "builtin" or "small" stories ("made")."""
+    return (load_stories(path), "made") if path in GRAMMARS else read_texts(path, separator)
+
+
+def share_used(texts: Iterable[str], sequences: Iterable[Tensor], tokenizer) -> float:
+    """The share of the texts, in bytes, that is left in the sequences that they were cut to."""
+    used = sum(len(tokenizer.decode_bytes(sequence.tolist())) for sequence in sequences)
+    return used / max(1, sum(len(text.encode()) for text in texts))
+
+
 def read_sequences(
     paths: str | Path | Iterable[str | Path], tokenizer, block_size: int, separator: str | None = None
 ) -> list[Tensor]:
     """The first tokens of each text of files, or of "builtin" or "small" stories. ValueError names an unusable one."""
     sequences = []
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        texts, used = (load_stories(path), "made") if path in GRAMMARS else read_texts(path, separator)
+        texts, used = read_source(path, separator)
         found = encode_texts(texts, tokenizer, block_size)
         if not found:
             raise ValueError(f"{path} has no text of two tokens or more; texts are separated by: {used}")
