@@ -113,7 +113,7 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         if used < 0.5:
             more = "a larger --block_size, or another --separator, uses more"
             first = f"the first {config.block_size} tokens of each of {len(sequences)} sequences"
-            warnings.warn(f"{name}: only {used:.1%} of the text is used, {first}; {more}", stacklevel=3)
+            data.notes.append(f"note: only {used:.1%} of the text is used, {first}; {more}")
     if len(shares) == 2:
         data.weights = [share / len(part) for share, part in encoded.values() for _ in part]
     if config.validation_stories:
