@@ -736,6 +736,11 @@ def sample_token(
     return torch.searchsorted(cumulative, height).squeeze(-1).to(logits.device)
 
 
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V) of tokens that are `seen` (B, V) divided by `penalty`, times it where negative (Keskar et al. 2019)."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def token_stream(
     model: SequenceModel,
     prompt: Tensor,
@@ -743,18 +748,26 @@ def token_stream(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     top_k: int | None = None,
+    repetition_penalty: float = 1.0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """After a prompt (T, B), without end: new tokens (B,) and the logits (B, V) that they were drawn from.
 
     The prompt is read once and each new token is one `model.step`, however long the text has become. Without
-    a generator the draws are seeded by 0; the global generator is left alone.
+    a generator the draws are seeded by 0; the global generator is left alone. `repetition_penalty`: see `penalise`.
     """
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"repetition_penalty is {repetition_penalty}; expected a number above 0; 1 changes nothing")
     generator = generator or torch.Generator().manual_seed(0)
     model.check_tokens(prompt)
+    seen = torch.zeros(prompt.shape[1], model.vocab_size + 1, dtype=torch.bool, device=prompt.device)
+    seen.scatter_(1, prompt.t().long(), True)
     with torch.no_grad():
         logits, state = model.prefill(prompt, model.start(prompt.shape[1]))
     while True:
+        if repetition_penalty != 1:
+            logits = penalise(logits, seen[:, :-1], repetition_penalty)
         tokens = sample_token(logits, top_p, temperature, generator, top_k)
+        seen.scatter_(1, tokens[:, None], True)
         yield tokens, logits
         with torch.no_grad():  # not around the yield: the caller keeps its own mode
             logits, state = model.step(tokens, state)
@@ -771,6 +784,7 @@ def generate(
     stop: str | None = None,
     top_k: int | None = None,
     on_token: Callable[[int, Tensor], None] | None = None,
+    repetition_penalty: float = 1.0,
 ) -> str:
     """The prompt and what the model makes of it (see `token_stream`; greedy where top_p and top_k are None).
 
@@ -786,7 +800,8 @@ def generate(
     was_training = model.training
     new: list[int] = []
     model.eval()
-    stream = token_stream(model, torch.tensor(ids, device=model.device)[:, None], top_p, temperature, generator, top_k)
+    tokens = torch.tensor(ids, device=model.device)[:, None]
+    stream = token_stream(model, tokens, top_p, temperature, generator, top_k, repetition_penalty)
     try:
         for tokens, logits in itertools.islice(stream, max_new_tokens):
             new.append(int(tokens))

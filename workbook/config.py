@@ -7,17 +7,20 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from workbook.text import GRAMMARS, SEPARATORS
+from workbook.text import GRAMMARS, SEPARATORS, TABLES
 
 C = TypeVar("C", bound="Options")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-MODELS, TABLES = ("LSTM", "k-gram", "Transformer"), ("embedding", "head")
+MODELS, NEIGHBOURS = ("LSTM", "k-gram", "Transformer"), ("embedding", "head")
 MANY = 10**9
 MADE = {*GRAMMARS, "hub"}  # stories that are no file's
 STORIES = """builtin, small, hub (TinyStories through datasets), a text file, of which one in ten is for validation, or
 a folder with train.txt and valid.txt"""
 SEPARATOR = """what lies between the texts of a file: line ends (lines), blank lines (paragraphs) or <|endoftext|>
-(guessed from the file)"""
+(guessed from the file); or of which table the column "text" is read: csv, jsonl, parquet"""
+PATIENCE = "validations without a lower loss that end a training early (no)"
+REPETITION = "divides the odds of tokens that have come before (their logits, where these are above 0)"
+VOCABULARY = "tokens: GPT-2's, bytes, or the characters that occur in training"
 CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn with probability ~ count^X (X: 0.5); an
 epoch draws as many as there are (no)"""
 NETS = """the k-gram's net: embedding (an MLP over the embeddings of all tokens), pooled (over the newest and sums of
@@ -93,9 +96,11 @@ class TextConfig(Options):
     validation_stories: int = option(
         0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY, needs="stories"
     )
-    separator: str | None = option(None, SEPARATOR, choices=tuple(SEPARATORS), needs="a text file")
+    separator: str | None = option(None, SEPARATOR, choices=(*SEPARATORS, *TABLES), needs="a text file")
     compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
     block_size: int = option(128, "tokens of a sequence, from its start", 2, 10**6)
+    windows: bool = option(False, "read a text to its end, in windows of --block_size tokens")
+    vocabulary: str = option("gpt2", VOCABULARY, choices=("gpt2", "bytes", "characters"))
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ class TrainingConfig(Options):
     clip: float | None = option(None, "largest gradient norm (no)", 0, above=True)
     bfloat16: str = option("off", BFLOAT16, choices=("off", "on", "auto"), const="on")
     seed: int = option(0, "of initial weights, data order and samples", 0, 2**63 - 1)
+    patience: int | None = option(None, PATIENCE, 1, MANY, needs="--validation_stories")
     untimed_steps: int = option(2, "first steps that no rate counts, as they warm up the machine", 0, MANY)
     log_every: int = option(1, "steps that a row of losses sums up", 1, MANY, needs="--output_dir or --record")
     save_every: int = option(100, "steps between checkpoints", 1, MANY, needs="--output_dir")
@@ -205,11 +211,12 @@ class SampleConfig(Options):
     temperature: float = option(
         1.0, "divides the logits before a draw", 0, above=True, needs="--max_new_tokens above 0"
     )
+    repetition_penalty: float = option(1.0, REPETITION, 0, above=True, needs="--max_new_tokens above 0")
     stop: str | None = option(None, "end a sample before this text (no)", needs="--max_new_tokens above 0")
     monosemantic_enabled: str | None = option(
         None,
         "show each new token with its nearest neighbours in this table (no)",
-        choices=TABLES,
+        choices=NEIGHBOURS,
         const="embedding",
         needs="--max_new_tokens above 0",
     )

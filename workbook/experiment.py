@@ -86,14 +86,16 @@ def describe(sequences: list[Tensor], sources: Sequence[str], config: TextConfig
 def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
     weight = weight_of_stories(config)
-    data = Data([], None, [], text.load_tokenizer(), text.VOCAB_SIZE, kgram_k)
+    tokenizer = text.make_tokenizer(config.vocabulary)
+    data = Data([], None, [], tokenizer, tokenizer.n_vocab, kgram_k)
 
     def stories(split: str, limit: int) -> list[str]:
         return text.load_stories(config.stories, split, limit, separator=config.separator)
 
     def encode(texts: list[str]) -> list[Tensor]:
         cache = text.cache_folder() if len(texts) >= 5000 else None  # fewer take less than a second
-        return text.encode_texts(texts, data.tokenizer, config.block_size, cache=cache, progress=progress)
+        options: dict[str, Any] = {"windows": config.windows, "cache": cache, "progress": progress}
+        return text.encode_texts(texts, data.tokenizer, config.block_size, **options)
 
     shares: dict[str, tuple[float, list[str]]] = {}
     if weight < 1:
@@ -111,7 +113,7 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         used = text.share_used(shares[name][1], sequences, data.tokenizer)
         data.notes.append(f"{name}: {describe(sequences, sources, config)}, {used:.1%} of the text; share {share:g}")
         if used < 0.5:
-            more = "a larger --block_size, or another --separator, uses more"
+            more = "--windows uses all of it"
             first = f"the first {config.block_size} tokens of each of {len(sequences)} sequences"
             data.notes.append(f"note: only {used:.1%} of the text is used, {first}; {more}")
     if len(shares) == 2:
@@ -121,7 +123,7 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         if len(data.validation) < 2:
             raise ValueError("one validation story cannot be split in two; give 2 --validation_stories, or more")
         data.notes.append("validation: {} stories to choose by and {} to report on".format(*map(len, data.halves)))
-    if config.compact:  # the same text in the ids that occur in training
+    if config.compact or config.vocabulary == "characters":  # the same text in the ids that occur in training
         data.sequences, ids = text.compact_vocabulary(data.sequences)
         data.validation, data.vocab_size = text.renumber(data.validation, ids), len(ids)
         data.tokenizer = text.CompactTokenizer(data.tokenizer, ids)

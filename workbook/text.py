@@ -11,10 +11,11 @@ import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import tiktoken
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,11 @@ from workbook.records import write_whole
 DATA = Path(__file__).resolve().parent.parent / "data"
 GRAMMARS = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
 MOST_MADE = 1_000_000  # stories of a grammar
+TABLES: dict[str, Callable[..., pd.DataFrame]] = {  # files of rows, whose column "text" is read
+    "csv": functools.partial(pd.read_csv, dtype=str, keep_default_na=False),
+    "jsonl": functools.partial(pd.read_json, lines=True, dtype=False, convert_dates=False),
+    "parquet": pd.read_parquet,
+}
 SEPARATORS = {"lines": r"\n", "paragraphs": r"\n\s*\n", ENDOFTEXT: re.escape(ENDOFTEXT)}  # of the texts in a file
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 
@@ -72,11 +78,17 @@ def tokens_hash(sequences: Sequence[Tensor]) -> str:
 
 
 def encode_texts(
-    texts: Iterable[str], tokenizer, block_size: int, *, cache: str | Path | None = None, progress: bool = False
+    texts: Iterable[str],
+    tokenizer,
+    block_size: int,
+    *,
+    windows: bool = False,
+    cache: str | Path | None = None,
+    progress: bool = False,
 ) -> list[Tensor]:
-    """The first `block_size` tokens of each text as int64 tensors (length,).
+    """The first `block_size` tokens of each text as int64 tensors (length,), or with `windows` all of them in turn.
 
-    Each distinct text is encoded once, in parallel; "<|endoftext|>" in it is the one special token. Texts of fewer than
+    A window begins with the last token of the one before, so that each token but the first is a target once. Each distinct text is encoded once, in parallel; "<|endoftext|>" in it is the one special token. Texts of fewer than
     two tokens, nothing to predict, are left out. `cache`: a folder that keeps the tokens under the hash of the texts.
     """
     if isinstance(texts, str):
@@ -84,7 +96,8 @@ def encode_texts(
     if block_size < 2:
         raise ValueError(f"block_size is {block_size}; expected 2 or more, one token to read and one to predict")
     distinct = list(dict.fromkeys(texts := list(texts)))
-    digest = hashlib.sha256(f"{tokenizer.n_vocab} {block_size}".encode())
+    most = None if windows else block_size
+    digest = hashlib.sha256(f"{tokenizer.n_vocab} {most}".encode())
     for text in distinct:
         digest.update(hashlib.sha256(text.encode()).digest())
     kept = Path(cache) / f"tokens-{digest.hexdigest()[:24]}.safetensors" if cache else None
@@ -94,13 +107,14 @@ def encode_texts(
         bar = tqdm(parts, "tokens", unit="text", unit_scale=1000, leave=False) if progress else parts
         encode = functools.partial(tokenizer.encode, allowed_special="all")
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken releases Python's lock
-            encoded = [ids[:block_size] for part in bar for ids in pool.map(encode, part)]
+            encoded = [ids[:most] for part in bar for ids in pool.map(encode, part)]
         arrays = {"ids": torch.tensor([*itertools.chain.from_iterable(encoded)], dtype=torch.int32)}
         arrays["lengths"] = torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)
         if kept:
             keep_tokens(arrays, kept)
     known = dict(zip(distinct, arrays["ids"].long().split(arrays["lengths"].tolist()), strict=True))
-    return [known[text] for text in texts if len(known[text]) >= 2]
+    starts = {text: range(0, len(ids) - 1, block_size - 1)[: None if windows else 1] for text, ids in known.items()}
+    return [known[text][start : start + block_size] for text in texts for start in starts[text]]
 
 
 def kept_tokens(path: Path, texts: int) -> dict[str, Tensor]:
@@ -139,13 +153,29 @@ def guess_separator(text: str) -> str:
     return "paragraphs" if re.search(SEPARATORS["paragraphs"], text.strip()) else "lines"
 
 
+def read_column(path: Path, kind: str) -> list[str]:
+    """The column "text" of a table. ValueError where the file is none, or has no such column."""
+    try:
+        table = TABLES[kind](path)
+    except (ValueError, ImportError) as error:  # what pandas and pyarrow raise is one of these
+        raise ValueError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+    if "text" not in table:
+        raise ValueError(f"{path} has the columns {', '.join(map(str, table))}; expected one called text")
+    return table["text"].map(str).tolist()
+
+
 def read_texts(path: str | Path, separator: str | None = None) -> tuple[list[str], str]:
     """The texts of a UTF-8 file, also looked up in data/, and what separates them: one of SEPARATORS, or guessed.
 
+    By explicit choice also the column "text" of a table (see TABLES).
+
     Texts of white space alone are left out. ValueError for a file that is no UTF-8 text, or an unknown separator.
     """
+    if separator in TABLES:
+        return [cell for cell in read_column(find_data(path), separator) if cell.strip()], separator
     if separator not in (None, *SEPARATORS):
-        raise ValueError(f"separator is {separator!r}; expected one of {', '.join(SEPARATORS)}, or None to guess")
+        known = ", ".join([*SEPARATORS, *TABLES])
+        raise ValueError(f"separator is {separator!r}; expected one of {known}, or None to guess")
     text = find_data(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     if re.search("[\0\udc80-\udcff]", text):  # the surrogates are bytes that could not be decoded
         raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8")
@@ -317,6 +347,30 @@ def bits_per_byte(loss: float, sequences: Iterable[Tensor], tokenizer) -> float:
     targets, counts = targets[targets < tokenizer.n_vocab].unique(return_counts=True)
     sizes = torch.tensor([len(tokenizer.decode_single_token_bytes(token)) for token in targets.tolist()])
     return loss * counts.sum().item() / math.log(2) / (sizes * counts).sum().item()
+
+
+class UnitTokenizer:
+    """Bytes (256 tokens) or characters (one for each code point) as tokens, without a table."""
+
+    def __init__(self, unit: str):
+        self.n_vocab = {"bytes": 256, "characters": 0x110000}[unit]
+
+    def encode(self, text: str, **_) -> list[int]:
+        return [*text.encode()] if self.n_vocab == 256 else [*map(ord, text)]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        return bytes(tokens) if self.n_vocab == 256 else "".join(map(chr, tokens)).encode()
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        return self.decode_bytes([token])
+
+
+def make_tokenizer(vocabulary: str):
+    """GPT-2's tokens ("gpt2"), "bytes" or "characters"."""
+    return load_tokenizer() if vocabulary == "gpt2" else UnitTokenizer(vocabulary)
 
 
 class CompactTokenizer:

@@ -187,7 +187,7 @@ class Trainer:
         self.path = Path(checkpoint) if checkpoint else None
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.counts: dict[str, Any] = {"step": 0, "tokens": 0, "elapsed_s": 0.0, "batch": 0, "best": math.inf}
-        self.counts |= {"epoch_tokens": 0, "epoch_nats": 0.0}
+        self.counts |= {"epoch_tokens": 0, "epoch_nats": 0.0, "no_better": 0}
         self.rows: list[dict] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.generator: torch.Generator | None = getattr(batches, "generator", None)  # of the data order
@@ -203,6 +203,11 @@ class Trainer:
         return max(self.counts[key] / limit for key, limit in self.limits.items())
 
     @property
+    def over(self) -> bool:
+        """Whether a budget is used up, or the validation loss has not fallen for too long."""
+        return self.progress >= 1 or self.counts["no_better"] >= (self.config.patience or math.inf)
+
+    @property
     def epoch(self) -> dict[str, float]:
         """Targets since the epoch began, and the mean loss over them."""
         tokens, nats = self.counts["epoch_tokens"], self.counts["epoch_nats"]
@@ -210,12 +215,12 @@ class Trainer:
 
     def stream(self) -> Iterator[Tensor]:
         """Batches until the budget is used up, from where the training stands in the data."""
-        while self.progress < 1:
+        while not self.over:
             if self.generator:
                 self.generator.set_state(self.order)
             for batch in itertools.islice(self.batches, self.counts["batch"], self.config.max_steps_per_epoch):
                 yield batch
-                if self.progress >= 1:
+                if self.over:
                     return
             if not self.counts["batch"]:
                 done = f"only {self.counts['step']} steps"
@@ -277,7 +282,9 @@ class Trainer:
         if not math.isfinite(loss):
             where = f"the validation loss is {loss} after step {self.counts['step']}"
             raise ValueError(f"{self.labels['model']}: {where}; try a smaller learning rate")
+        self.counts["no_better"] += 1
         if loss < self.counts["best"]:
+            self.counts["no_better"] = 0
             self.counts["best"] = loss
             self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
