@@ -737,7 +737,7 @@ def sample_token(
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits (B, V) of tokens that are `seen` (B, V) divided by `penalty`, times it where negative (Keskar et al. 2019)."""
+    """Logits (B, V), those of `seen` tokens (B, V) over `penalty`, or times it below 0 (Keskar et al. 2019)."""
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import distributed
 
-from helpers import SequenceModel, count_parameters, generate
+from helpers import count_parameters
 from workbook import config as options
 from workbook import fast
 from workbook.batches import make_batches
@@ -33,13 +33,14 @@ from workbook.experiment import (
     build_model,
     choose_batches,
     compiled_parts,
+    describe_weights,
     measure,
     net_class,
     read_text,
     start_from_frequencies,
 )
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
-from workbook.neighbours import annotate
+from workbook.generation import draw_samples
 from workbook.records import check_name, summarise, write_whole
 from workbook.training import settle_bfloat16, train
 
@@ -74,19 +75,7 @@ def read_options(args: argparse.Namespace) -> Config:
     net_class(config.model.kgram_net)  # an unknown one is an error now
     if config.output.record:
         check_name(config.output.record)
-    if config.sample.prompt == "":
-        raise ValueError("argument --prompt: it is empty; the models predict from at least one token")
-    if config.sample.stop == "":
-        raise ValueError("argument --stop: it is empty; expected the text that a sample ends before, or no --stop")
-    for name in ("prompt", "stop"):
-        if re.search("[\ud800-\udfff]", getattr(config.sample, name) or ""):  # what bytes that are none become
-            raise ValueError(f"argument --{name}: it is no UTF-8 text")
-    return config._replace(sample=dataclasses.replace(config.sample, stop=unescape(config.sample.stop)))
-
-
-def unescape(text: str | None) -> str | None:
-    r"""A text with \n and \t as a shell gives them, two characters each, as line end and tabulator."""
-    return text and text.replace(r"\n", "\n").replace(r"\t", "\t")
+    return config
 
 
 def check_folder(folder: Path, models: Sequence[str], resume: bool) -> None:
@@ -106,29 +95,6 @@ def one_writer(folder: Path) -> contextlib.AbstractContextManager:
         return FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"another training writes to {folder}; name another --output_dir") from error
-
-
-def draw_samples(
-    model: SequenceModel, tokenizer, config: options.SampleConfig, generator: torch.Generator
-) -> list[dict]:
-    """Print a greedy sample and those of each --top_p; below each its annotation, where that is asked for."""
-    draw = {"top_k": config.top_k, "temperature": config.temperature, "generator": generator}
-    penalty = {"repetition_penalty": config.repetition_penalty}
-    settings: dict[str, dict] = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in config.top_p}
-    rows = []
-    for label in [label for label, setting in settings.items() for _ in range(config.samples if setting else 1)]:
-        new: list[int] = []
-        options = {"stop": config.stop, "on_token": lambda token, _, new=new: new.append(token), **settings[label]}
-        options |= penalty
-        text = generate(model, tokenizer, config.prompt, config.max_new_tokens, **options)
-        rows.append({"setting": label, "text": text})
-        print(f"  {label:8s} | {text!r}")
-        if config.monosemantic_enabled:
-            while len(config.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
-                new.pop()
-            annotated = config.prompt + annotate(model, tokenizer, new, table=config.monosemantic_enabled)
-            print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
-    return rows
 
 
 def longest_text(data: Data, config: Config) -> int:
@@ -217,7 +183,9 @@ class Experiment:
         if made % self.epoch or self.config.output.record:
             samples = self.draw_samples()
         if self.folder:
-            write_whole(self.folder / f"{self.name}.safetensors", lambda path: save_model(self.model, str(path)))
+            made_with = describe_weights(self.name, self.config.model, self.data, longest_text(self.data, self.config))
+            weights = self.folder / f"{self.name}.safetensors"
+            write_whole(weights, lambda path: save_model(self.model, str(path), metadata=made_with))
             print(f"saved {self.name}.csv and {self.name}.safetensors in {self.folder}")
         if self.data.validation:
             measured, positions = measure(self.model, self.data)

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, load_model
 
 from helpers import TokenEmbedding
 from workbook import fast
-from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig
+from workbook.__main__ import main as workbook_main
+from workbook.config import BatchConfig, ModelConfig, SampleConfig, TextConfig, TrainingConfig
 from workbook.experiment import build_model, read_text
 
 NOTES = (
@@ -122,6 +123,10 @@ def test_the_command_of_the_notes():
         "--top_p 0.5",
         "--top_k 2",
         "--temperature 3",
+        "--repetition_penalty 2",
+        "--windows",
+        "--vocabulary bytes",
+        "--vocabulary characters",
         "--monosemantic_enabled",
         "--monosemantic_enabled head",
     ],
@@ -406,8 +411,24 @@ def test_a_folder_without_a_checkpoint_is_nothing_to_go_on_from(pico_llm, capsys
     assert "holds no checkpoint of k-gram; leave it out to begin" in error
 
 
-def test_a_line_end_in_the_stop_text_may_be_written_as_two_characters(pico_llm):
-    assert [pico_llm.unescape(text) for text in (None, r"\n\n", "a\tb", r"a\tb")] == [None, "\n\n", "a\tb", "a\tb"]
+def test_a_line_end_in_the_stop_text_may_be_written_as_two_characters():
+    read = [SampleConfig(stop=text).stop for text in (None, r"\n\n", "a\tb", r"a\tb")]
+    assert read == [None, "\n\n", "a\tb", "a\tb"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", "--models lstm --compact --prompt '0 1'", "--models transformer --vocabulary characters --head free"],
+)
+def test_saved_weights_write_what_the_training_wrote_in_the_end(run, tmp_path, capsys, options):
+    drawn = "--samples 2 --top_p 0.9 --repetition_penalty 1.1 --max_new_tokens 9"
+    printed = run(f"{options} --output_dir {tmp_path} {drawn}")
+    (weights,) = tmp_path.glob("*.safetensors")
+    workbook_main(["sample", str(weights), *shlex.split(drawn)])
+    assert capsys.readouterr().out.splitlines() == re.findall("^  .*[|].*", printed, flags=re.M)
+    with pytest.raises(SystemExit):
+        workbook_main(["sample", str(tmp_path / "absent.safetensors")])
+    assert "absent.safetensors" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_in_one_line(pico_llm, capsys, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ import helpers
 from workbook.batches import CorpusContexts, make_batches, pad_batch, split_sequences
 from workbook.counts import KneserNey, loss_floor
 from workbook.text import (
+    TABLES,
     CompactTokenizer,
     bits_per_byte,
     cache_folder,
@@ -19,11 +21,13 @@ from workbook.text import (
     encode_texts,
     find_data,
     load_stories,
+    make_tokenizer,
     opening,
     read_sequences,
     read_texts,
     renumber,
     separator_of,
+    share_used,
     write_3seqs,
 )
 
@@ -415,3 +419,53 @@ def test_what_does_not_fit_says_so(tokenizer):
     for make in (lambda: CorpusContexts(sequences, 2, 9), lambda: KneserNey(sequences, 9, 2)):
         with pytest.raises(ValueError, match="token ids run from 1 to 30; expected 0 to 8, or 9 for BLANK"):
             make()
+
+
+# ---------------------------------------------------------------- long texts, tables, other vocabularies
+
+
+def test_windows_hold_each_token_and_make_each_a_target_once(tokenizer, tmp_path):
+    texts = ["one two three four five six seven eight nine", "one two", "x"]
+    plain = encode_texts(texts, tokenizer, 4)
+    assert [len(s) for s in plain] == [4, 2]
+    for _ in range(2):  # made, and from the cache
+        found = encode_texts(texts, tokenizer, 4, windows=True, cache=tmp_path)
+        assert [len(s) for s in found] == [4, 4, 3, 2]
+        whole = tokenizer.encode(texts[0])
+        assert found[0].tolist() + found[1][1:].tolist() + found[2][1:].tolist() == whole
+
+
+def test_half_a_text_is_half(tokenizer):
+    texts = ["cat cat cat cat"]
+    assert share_used(texts, encode_texts(texts, tokenizer, 2), tokenizer) == pytest.approx(7 / 15)
+    assert share_used(texts, encode_texts(texts, tokenizer, 9), tokenizer) == 1
+
+
+ROWS = [{"id": 1, "text": 'One, "two"\nthree'}, {"id": 2, "text": "NA"}, {"id": 3, "text": " "}]
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_the_column_text_of_a_table_is_read_as_it_is(tmp_path, kind):
+    path, table = tmp_path / f"rows.{kind}", pd.DataFrame(ROWS)
+    write = {"csv": table.to_csv, "jsonl": lambda path: table.to_json(path, orient="records", lines=True)}
+    write.get(kind, table.to_parquet)(path)
+    assert read_texts(path, kind) == ([ROWS[0]["text"], "NA"], kind)
+    write = {"csv": (tmp_path / "other").write_text, "jsonl": (tmp_path / "other").write_text}
+    write.get(kind, lambda _: table.drop(columns="text").to_parquet(tmp_path / "other"))(
+        "id,words\n1,a\n" if kind == "csv" else '{"id": 1, "words": "a"}\n'
+    )
+    with pytest.raises(ValueError, match="other has the columns id.*; expected one called text"):
+        read_texts(tmp_path / "other", kind)
+    (tmp_path / "none").write_bytes(b"\xff\xfe\0{")
+    with pytest.raises(ValueError, match=f"none cannot be read as {kind}: "):
+        read_texts(tmp_path / "none", kind)
+
+
+@pytest.mark.parametrize("vocabulary, tokens", [("bytes", 10), ("characters", 6)])
+def test_bytes_and_characters_are_tokens(vocabulary, tokens):
+    tokenizer, text = make_tokenizer(vocabulary), "aé\n🦜b\0"
+    ids = tokenizer.encode(text, allowed_special="all")
+    assert len(ids) == tokens
+    assert tokenizer.decode(ids) == text and max(ids) < tokenizer.n_vocab
+    assert b"".join(map(tokenizer.decode_single_token_bytes, ids)) == text.encode() == tokenizer.decode_bytes(ids)
+    assert make_tokenizer("bytes").decode([0xF0, 0x9F]) == "�"

@@ -1,15 +1,20 @@
-"""python -m workbook figures | site | readme | record: what is made from runs. `--help` after each says more."""
+"""python -m workbook figures | site | readme | sample | record: what is made from runs. `--help` after each says more."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import torch
 
 from workbook import gallery, plots, readme, record, site
+from workbook.config import SampleConfig, add_options, read_config
+from workbook.experiment import load_trained
+from workbook.generation import draw_samples
 from workbook.records import load_runs, output_folder, short
 
 
@@ -35,6 +40,14 @@ def write_readme(args: argparse.Namespace) -> None:
     readme.write_readme()
 
 
+def sample(args: argparse.Namespace) -> None:
+    """Draw samples from the weights that a training with --output_dir has saved."""
+    model, tokenizer, opening = load_trained(args.weights)
+    config = read_config(SampleConfig, args)
+    config = dataclasses.replace(config, prompt=config.prompt or opening)
+    draw_samples(model, tokenizer, config, torch.Generator().manual_seed(args.seed))
+
+
 def make_record(args: argparse.Namespace) -> None:
     """Make files of data/runs again, then figures/, captions and README. Without a NAME all of them."""
     if args.list:
@@ -45,7 +58,7 @@ def make_record(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbook", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="figures | site | readme | record")
+    commands = parser.add_subparsers(required=True, metavar="figures | site | readme | sample | record")
 
     def add(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, description=function.__doc__)
@@ -55,6 +68,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("figures", draw_figures).add_argument("names", nargs="*", metavar="NAME", help="default: all")
     add("site", write_site).add_argument("--output", type=Path, metavar="FOLDER", help="default: out/site")
     add("readme", write_readme)
+    command = add("sample", sample)
+    command.add_argument("weights", type=Path, metavar="FILE", help="a .safetensors file of --output_dir")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
+    add_options(command, SampleConfig)
     command = add("record", make_record)
     command.add_argument("names", nargs="*", metavar="NAME", help="see --list; default: all")
     command.add_argument("--list", action="store_true", help="print what makes which files, and in how many minutes")

@@ -221,6 +221,18 @@ class SampleConfig(Options):
         needs="--max_new_tokens above 0",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, text in {"prompt": self.prompt, "stop": self.stop}.items():
+            if text == "":
+                raise ValueError(
+                    f"argument --{name}: it is empty; expected a text of one token or more, or none at all"
+                )
+            if text and any("\ud800" <= character <= "\udfff" for character in text):  # from bytes that are no UTF-8
+                raise ValueError(f"argument --{name}: it is no UTF-8 text")
+        if self.stop:  # a shell gives \n as two characters
+            object.__setattr__(self, "stop", self.stop.replace(r"\n", "\n").replace(r"\t", "\t"))
+
 
 @dataclass(frozen=True)
 class MachineConfig(Options):
@@ -256,11 +268,15 @@ def make_parser(*configs: type[Options], only_given: bool = False, **options: An
     """
     parser = Parser(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
     for config in configs:
-        group, hints = parser.add_argument_group((config.__doc__ or "").split("\n")[0]), get_type_hints(config)
-        for each in fields(config):
-            unless = {"default": argparse.SUPPRESS} if only_given else {}
-            group.add_argument(f"--{each.name}", **argument(each, hints[each.name]) | unless)
+        add_options(parser, config, {"default": argparse.SUPPRESS} if only_given else {})
     return parser
+
+
+def add_options(parser: argparse.ArgumentParser, config: type[Options], more: Mapping[str, Any] = {}) -> None:  # noqa: B006
+    """A group with the options of a dataclass; `more` goes to each of them."""
+    group, hints = parser.add_argument_group((config.__doc__ or "").split("\n")[0]), get_type_hints(config)
+    for each in fields(config):
+        group.add_argument(f"--{each.name}", **argument(each, hints[each.name]) | dict(more))
 
 
 def argument(each: Field, hint: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """What the command line trains and measures: data, model and batches from their options, and the run's files."""
 
+import dataclasses
 import functools
 import itertools
+import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, load_model
 from torch import Tensor
 
 import helpers
@@ -37,6 +39,7 @@ class Data:
     tokenizer: Any
     vocab_size: int
     kgram_k: int
+    vocabulary: str = "gpt2"
     opening: str = ""  # the first words of the text, which samples go on from
     notes: list[str] = field(default_factory=list)
 
@@ -87,7 +90,7 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
     weight = weight_of_stories(config)
     tokenizer = text.make_tokenizer(config.vocabulary)
-    data = Data([], None, [], tokenizer, tokenizer.n_vocab, kgram_k)
+    data = Data([], None, [], tokenizer, tokenizer.n_vocab, kgram_k, config.vocabulary)
 
     def stories(split: str, limit: int) -> list[str]:
         return text.load_stories(config.stories, split, limit, separator=config.separator)
@@ -177,6 +180,32 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         for part in compiled_parts(model):
             part.compile(dynamic=True)  # the number of distinct contexts changes from batch to batch
     return model
+
+
+def describe_weights(name: str, config: ModelConfig, data: Data, max_length: int) -> dict[str, str]:
+    """What a file of weights says of its model and its tokens, for `load_trained`."""
+    options = dataclasses.asdict(config)
+    for only_at_first in ("models", "embedding_from", "table_std", "compile"):
+        del options[only_at_first]
+    ids = data.tokenizer.ids if isinstance(data.tokenizer, text.CompactTokenizer) else None
+    made = {"model": name, "options": options, "vocab_size": data.vocab_size, "max_length": max_length}
+    return {"pico-llm": json.dumps(made | {"vocabulary": data.vocabulary, "ids": ids, "opening": data.opening})}
+
+
+def load_trained(path: str | Path) -> tuple[SequenceModel, Any, str]:
+    """A model that a training with --output_dir has saved, its tokenizer, and the opening of its text. ValueError for
+    other files."""
+    try:
+        with safe_open(path, "pt") as file:
+            made = json.loads((file.metadata() or {})["pico-llm"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} holds no trained model; expected a .safetensors file of --output_dir") from error
+    model = build_model(made["model"], ModelConfig(**made["options"]), made["vocab_size"], made["max_length"])
+    load_model(model, path)
+    tokenizer = text.make_tokenizer(made["vocabulary"])
+    if made["ids"]:
+        tokenizer = text.CompactTokenizer(tokenizer, torch.tensor(made["ids"]))
+    return model.eval(), tokenizer, made["opening"]
 
 
 def embedding_table(path: Path) -> Tensor:

@@ -10,11 +10,34 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from scipy.stats import binomtest
 from torch import Tensor
 
-from helpers import SequenceModel, sample_token, token_stream, top_p_filter
+from helpers import SequenceModel, generate, sample_token, token_stream, top_p_filter
+from workbook.config import SampleConfig
 from workbook.counts import distinct_share, repeated_share
 from workbook.machine import timed
+from workbook.neighbours import annotate
 
 Way = Callable[[SequenceModel, Tensor, object], Tensor]  # (model, text (T, 1), state) -> logits (1, V)
+
+
+def draw_samples(model: SequenceModel, tokenizer, config: SampleConfig, generator: torch.Generator) -> list[dict]:
+    """Print a greedy sample and those of each --top_p; below each its annotation, where that is asked for."""
+    draw = {"top_k": config.top_k, "temperature": config.temperature, "generator": generator}
+    penalty = {"repetition_penalty": config.repetition_penalty}
+    settings: dict[str, dict] = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in config.top_p}
+    rows = []
+    for label in [label for label, setting in settings.items() for _ in range(config.samples if setting else 1)]:
+        new: list[int] = []
+        options = {"stop": config.stop, "on_token": lambda token, _, new=new: new.append(token), **settings[label]}
+        options |= penalty
+        text = generate(model, tokenizer, config.prompt, config.max_new_tokens, **options)
+        rows.append({"setting": label, "text": text})
+        print(f"  {label:8s} | {text!r}")
+        if config.monosemantic_enabled:
+            while len(config.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
+                new.pop()
+            annotated = config.prompt + annotate(model, tokenizer, new, table=config.monosemantic_enabled)
+            print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
+    return rows
 
 
 def mark_difference(text: str, other: str) -> str:

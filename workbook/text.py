@@ -88,8 +88,9 @@ def encode_texts(
 ) -> list[Tensor]:
     """The first `block_size` tokens of each text as int64 tensors (length,), or with `windows` all of them in turn.
 
-    A window begins with the last token of the one before, so that each token but the first is a target once. Each distinct text is encoded once, in parallel; "<|endoftext|>" in it is the one special token. Texts of fewer than
-    two tokens, nothing to predict, are left out. `cache`: a folder that keeps the tokens under the hash of the texts.
+    A window begins with the last token of the one before, so that each token but the first is a target once. Each
+    distinct text is encoded once, in parallel; "<|endoftext|>" in it is the one special token. Texts of fewer than two
+    tokens, nothing to predict, are left out. `cache`: a folder that keeps the tokens under the hash of the texts.
     """
     if isinstance(texts, str):
         raise TypeError("texts is one string; expected a list of texts, each of them a string")
