@@ -39,8 +39,8 @@ from workbook.experiment import (
     read_text,
     start_from_frequencies,
 )
-from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.generation import draw_samples
+from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.records import check_name, summarise, write_whole
 from workbook.training import settle_bfloat16, train
 

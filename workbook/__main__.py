@@ -1,4 +1,4 @@
-"""python -m workbook figures | site | readme | sample | record: what is made from runs. `--help` after each says more."""
+"""python -m workbook figures | site | readme | sample | record: what is made from runs or weights (see --help)."""
 
 from __future__ import annotations
 
