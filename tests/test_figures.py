@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 
 import matplotlib
 
@@ -61,6 +62,19 @@ def test_bars_start_at_zero_and_carry_n_and_spread(frame):
     ends = [end for segment in whiskers[2][0].get_segments() for end in segment[:, 1]]
     assert ends == pytest.approx([50, 100, 25, 50])  # of 3 halved rates and 6 whole ones
     assert {text.get_text(): text.xy[1] for text in ax.texts} == pytest.approx({"100": 100, "50": 50})
+
+
+@pytest.mark.parametrize("name", ["$$", "$^$", r"\frac{$", "_name", "100 %s %", "<b>&amp;", "中文", "a\nb", "{x}", "#1"])
+def test_odd_names_are_drawn_as_they_are(frame, name, tmp_path):
+    set_style()
+    rows = frame.replace({"model": {"one": name}})
+    for ax in (plot_loss_curves(rows, title=f"{name} is lower", levels={name: 9.5}), plot_throughput(rows, title=name)):
+        shown = [text.get_text() for text in ax.get_legend().get_texts()] if ax.get_legend() else []
+        shown = shown or [label.get_text().split("\n(n")[0] for label in ax.get_xticklabels()]
+        assert name in [text.strip() for text in shown]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # where no font has Chinese
+            plots.save_figure(ax.figure, "odd", tmp_path)
 
 
 def test_unknown_axes_say_so(frame):

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from workbook import findings, plots
 from workbook.findings import Load
-from workbook.plots import COLOURS, X_LABELS, line_style, model_styles, plot_loss_curves, plot_throughput, slide
+from workbook.plots import COLOURS, X_LABELS, line_style, model_styles, plot_loss_curves, plot_throughput, shown, slide
 from workbook.readme import fill_template
 from workbook.records import intervals, load_runs, summarise
 from workbook.text import VOCAB_SIZE
@@ -134,13 +134,13 @@ def plot_spread(ax: Axes, values: pd.Series, x: pd.Series, label: str, style: di
     """A line of medians with whiskers from lowest to highest, of the values at each x."""
     at = values.groupby(x)
     middle = at.median()
-    ax.errorbar(middle.index, middle, [middle - at.min(), at.max() - middle], capsize=5, label=label, **style)
+    ax.errorbar(middle.index, middle, [middle - at.min(), at.max() - middle], capsize=5, label=shown(label), **style)
 
 
 def plot_models(ax: Axes, table: pd.DataFrame) -> None:
     """A line for each column of the table, in its model's style."""
     for model, style in model_styles(table.columns).items():
-        ax.plot(table.index, table[model], label=model, **style)
+        ax.plot(table.index, table[model], label=shown(model), **style)
 
 
 def draw_bars(
@@ -342,7 +342,7 @@ def kgram_layers(layers: pd.DataFrame) -> None:
     for ax, step, rows in panels(title, layers, "step", y="share of the context", note="one seed"):
         for model, style in model_styles(rows["model"]).items():
             part = rows[rows["model"] == model]
-            ax.plot(part["layer"], part["share"], label=model, **style)
+            ax.plot(part["layer"], part["share"], label=shown(model), **style)
         ax.set(title=f"after {step} steps" if step else "before training", xlabel="layer", ylim=(-0.05, 1.05))
         ax.set(xlim=(0.5, layers["layer"].max() + 4.5), xticks=range(1, layers["layer"].max() + 1))
     two_legends(plt.gcf().axes, layers["model"].unique(), loc="upper right")
@@ -399,7 +399,7 @@ def kgram_by_k(runs: pd.DataFrame) -> None:
     for ax, budget, rows in panels(title, runs, "budget", **labels):
         alone, mixed = (findings.by_k(rows, column) for column in ("validation_loss", "mixed_loss"))
         for model, style in model_styles(rows["model"]).items():
-            ax.plot(alone[model].dropna(), label=model, **style | {"linestyle": "-"})
+            ax.plot(alone[model].dropna(), label=shown(model), **style | {"linestyle": "-"})
             ax.plot(mixed[model].dropna(), color=style["color"], **dashes)
         ax.plot([], [], color="0.4", label="mixed with counts", **dashes)
         ax.plot(rows.groupby("kgram_k")["kneser_ney_loss"].first(), color="black", linewidth=2, label="Kneser-Ney")
@@ -421,7 +421,7 @@ def kgram_by_cost(curves: pd.DataFrame, summary: pd.DataFrame) -> None:
         note=f"{runs['budget_seconds'].iloc[0]:g} s each, mean of {runs['seed'].nunique()} seeds",
     )
     for model, style in model_styles(runs["model"]).items():
-        axes[0].plot(size[model], loss[model], label=model, **style)
+        axes[0].plot(size[model], loss[model], label=shown(model), **style)
     labels = {f"{model} k={k}": model for model, k in findings.best_k(runs).items()}
     rows = at_validations(curves[curves["model"].isin(labels)].replace({"model": labels}))
     plot_loss_curves(rows, "elapsed_s", ax=axes[1], legend=False)
@@ -737,7 +737,7 @@ def cost_shares(shares: pd.DataFrame) -> None:
     for ax, x, fixed in zip(axes, ("kgram_k", "batch_size"), ("batch_size == 32", "kgram_k == 3"), strict=True):
         for number, (text, rows) in enumerate(shares.query(fixed).groupby("text", sort=False)):
             share = rows.groupby(x)["share"].first()
-            ax.plot(share.index, 100 * share, label=text, **line_style(number))
+            ax.plot(share.index, 100 * share, label=shown(text), **line_style(number))
     axes[0].set(xlabel="k (32 sequences)", ylabel="distinct contexts (% of targets)", ylim=(0, 105))
     axes[1].set_xlabel("sequences in a batch (k = 3)")
     log_axes(axes[1], x=[1, 4, 16, 64, 256, 1024])
@@ -869,7 +869,7 @@ def interview_decision(evidence: pd.DataFrame) -> None:
                     "markerfacecolor": "white" if alone else style["color"],
                 }
                 ax.hlines(y, *sorted([low, high]), color=style["color"], linewidth=3)
-                ax.plot(mean, y, **style, label=model if number == 0 else None)
+                ax.plot(mean, y, **style, label=shown(model) if number == 0 else None)
         ax.axhspan(number - 0.5, number + 0.5, color="0.95" if number % 2 else "white", zorder=0)
     log_axes(ax, x=[1, 1.5, 2, 3, 4, 5])
     ax.set_yticks(range(len(criteria)), criteria, fontsize=18)

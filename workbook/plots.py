@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.font_manager
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -22,13 +23,18 @@ MODELS = ["one-hot", "embedding", "convolution", "LSTM", "Transformer", "k-gram"
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9"]  # Okabe & Ito 2008
 DASHES = ["-", "--", "-.", (0, (8, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (3, 3))]
 MARKERS = "os^DvP*"
+FALLBACKS = ["Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "Arial Unicode MS"]
 X_LABELS = {"step": "training step", "tokens": "tokens seen", "elapsed_s": "training time (s)"}
 
 
 def set_style() -> None:
-    """A slide's size and large type, Okabe-Ito colours, and SVG files that do not change from run to run."""
+    """A slide's size and large type, Okabe-Ito colours, and SVG files that do not change from run to run.
+
+    What the usual font lacks, Chinese among it, comes from one of FALLBACKS that the machine has.
+    """
     plt.style.use(Path(__file__).parent / "templates" / "slides.mplstyle")
     mpl.rc("axes", prop_cycle=plt.cycler(color=COLOURS))
+    mpl.rc("font", family=["DejaVu Sans", *(name for name in FALLBACKS if name in mpl.font_manager.get_font_names())])
 
 
 def line_style(number: int) -> dict:
@@ -52,6 +58,11 @@ def model_styles(names: Iterable[str]) -> dict[str, dict]:
         if name != base[name] and name in numbers:
             styles[name] |= line_style(numbers[name] + 3) | {"color": COLOURS[numbers[name]]}
     return styles
+
+
+def shown(name: object) -> str:
+    """A name as a label: matplotlib leaves those that begin with _ out of a legend."""
+    return f" {name}" if str(name).startswith("_") else str(name)
 
 
 def slide(title: str, *shape: int, note: str = "", sharex: Any = False, sharey: Any = False, **each: Any) -> Any:
@@ -99,7 +110,7 @@ def plot_loss_curves(
         position = rows.groupby("seed")["tokens"].cumsum() if x == "tokens" else rows[x]
         by_step = rows.assign(position=position).groupby("step")
         where, loss = by_step["position"].mean(), by_step["loss"]
-        ax.plot(where, loss.mean(), label=model, color=style["color"], linestyle=style["linestyle"])
+        ax.plot(where, loss.mean(), label=shown(model), color=style["color"], linestyle=style["linestyle"])
         ax.fill_between(where, loss.min(), loss.max(), color=style["color"], alpha=0.2, linewidth=0)
     for name, level in (levels or {}).items():
         _draw_level(ax, frame, name, level)

@@ -47,6 +47,7 @@ class Site:
         self.files: list[Path] = []
         self.linked: set[str] = set()  # project files, as paths from the root
         self.dead: set[str] = set()  # links without a target, left as plain text
+        self.left_out: list[str] = []  # tagged cells that cannot be a slide, and why
 
     def write(self, name: str, content: str | bytes) -> None:
         path = self.output / name
@@ -61,7 +62,7 @@ class Site:
             address = str(picture["src"])
             if not urlsplit(address).scheme and (path := ROOT / base / unquote(address)).is_file():
                 data = base64.b64encode(path.read_bytes()).decode()
-                picture["src"] = f"data:{mimetypes.guess_type(path)[0]};base64,{data}"
+                picture["src"] = f"data:{mimetypes.guess_type(path)[0] or 'image/png'};base64,{data}"
         for link in page.select("a[href]"):
             target = self.target(str(link.attrs.pop("href")), base)
             link.attrs |= {"href": target} if target else {}
@@ -73,7 +74,7 @@ class Site:
         if parts.scheme or parts.netloc or not parts.path or parts.path in self.pages:
             return address
         path = posixpath.normpath(posixpath.join(base, unquote(parts.path)))
-        if path.endswith(".ipynb") and (page := Path(path).stem + ".html") in self.pages:
+        if path.endswith(".ipynb") and (page := page_name(Path(path))) in self.pages:
             return parts._replace(path=page).geturl()
         if path.startswith("..") or not (ROOT / path).is_file():
             self.dead.add(address)
@@ -85,7 +86,8 @@ class Site:
 def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
     """Write the slides, pages and index of the notebooks in `folder` to `output`.
 
-    FileNotFoundError where there is no notebook; ValueError where one has no title, or a slide no start or no output.
+    FileNotFoundError where there is no notebook. A tagged cell that cannot be a slide is left out, and `left_out` of
+    what is returned says why.
     """
     books = [read_book(path) for path in sorted(Path(folder).glob("[!.]*.ipynb"))]
     if not books:
@@ -97,7 +99,8 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
         site.write(f"figures/{figure['name']}.png", (ROOT / "figures" / f"{figure['name']}.png").read_bytes())
     index = {"title": title, "lead": site.rewrite(markdown2html(lead)), "books": books, "figures": figures}
     site.write("index.html", fill_template("page.html.j2", **index))
-    site.write("slides.html", site.rewrite(render_slides(title, lead, books)))
+    cells = [cell for book in books for cell in slide_cells(book, site.left_out)]
+    site.write("slides.html", site.rewrite(render_slides(title, lead, cells)))
     for before, book, after in zip([None, *books], books, [*books[1:], None], strict=False):
         site.write(book["html"], site.rewrite(render_page(book, before, after)))
     for name in sorted(site.linked):
@@ -117,19 +120,25 @@ def write_site(output: Path | None = None) -> None:
         print(f"{path.stat().st_size / 1e6:7.2f} MB  {short(path)}")
     for address in sorted(site.dead):
         print(f"no such file, so the link to it is plain text: {address}")
+    for cell in site.left_out:
+        print(f"not among the slides: {cell}")
     print(f"\nOpen {short(output / 'index.html')} in a browser; no network is needed.")
     print("slides.html can be mailed alone: arrow keys, S for the speaker's notes; slides.html?print-pdf prints it.")
 
 
+def page_name(notebook: Path) -> str:
+    """What the page of a notebook is called: no character in it has a meaning in an address."""
+    return re.sub(r"[^\w.-]+", "-", notebook.stem) + ".html"
+
+
 def read_book(path: Path) -> dict:
-    """A notebook with what the index says of it, from its first cell: title, promise (HTML), CPU time."""
+    """A notebook with what the index says of it, from its first cell: title (or its name), promise (HTML), CPU time."""
     notebook = nbformat.read(path, as_version=4)
     first = notebook.cells[0].source if notebook.cells else ""
     title = re.search(r"^# (.+)", first, re.M)
-    if not title:
-        raise ValueError(f"{path.name} has no title; expected a first cell that begins with '# …'")
     promise, time = re.search(r"\*\*(.+?)\*\*", first, re.S), re.search(r"CPU time: ([^.]+)\.", first)
-    book = {"notebook": notebook, "name": path.name, "html": f"{path.stem}.html", "title": title[1].strip()}
+    book = {"notebook": notebook, "name": path.name, "html": page_name(path)}
+    book["title"] = title[1].strip() if title else path.stem
     return book | {"promise": markdown2html(promise[1]) if promise else "", "time": time[1] if time else ""}
 
 
@@ -184,10 +193,18 @@ def name_pictures(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return pictures
 
 
+def formula(found: re.Match) -> str:
+    """A $formula$ as MathML, or as it stands where it is none."""
+    try:
+        return latex_to_mathml(found[1])
+    except Exception:  # whatever stands between two dollars
+        return found[0]
+
+
 def with_formulas(text: str) -> str:
     """Markdown with its $formulas$, outside code, as MathML: browsers show it without a network."""
     parts = re.split(r"(```.*?```|`[^`]*`)", text, flags=re.S)
-    parts[::2] = [re.sub(r"\$([^$\s][^$\n]*)\$", lambda found: latex_to_mathml(found[1]), part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"\$([^$\s][^$\n]*)\$", formula, part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -222,32 +239,35 @@ def one_figure_a_slide(cells: list[nbformat.NotebookNode]) -> Iterator[list[nbfo
         yield [nbformat.from_dict({**cell, "outputs": cell.outputs[-1:]})]
 
 
-def slide_cells(book: dict) -> list[nbformat.NotebookNode]:
+def slide_cells(book: dict, left_out: list[str]) -> list[nbformat.NotebookNode]:
     """Copies of a notebook's tagged cells, ready for nbconvert: of a cell with a figure only the figure.
 
-    ValueError where the first of them does not start a slide, or one of code has no output.
+    Those before the first slide, and those of code without an output, are named in `left_out`.
     """
-    cells = book["notebook"].cells
-    tagged = [(deepcopy(cell), SLIDE_TYPES[tag]) for cell in cells for tag in tags(cell) if tag in SLIDE_TYPES]
-    if tagged and tagged[0][1] != "slide":
-        raise ValueError(f"{book['name']}: a cell tagged {tags(tagged[0][0])} comes before any cell tagged 'slide'")
-    for cell, kind in tagged:
+    found: list[nbformat.NotebookNode] = []
+    every = ((cell, tag) for cell in book["notebook"].cells for tag in tags(cell) if tag in SLIDE_TYPES)
+    for cell, kind in ((deepcopy(cell), SLIDE_TYPES[tag]) for cell, tag in every):
         cell.metadata |= {"slideshow": {"slide_type": kind}, "origin": {"html": book["html"], "title": book["title"]}}
+        where = f"{book['name']}, a cell tagged {', '.join(tags(cell))} ({cell.source[:40]!r})"
+        if not found and kind != "slide":
+            left_out.append(f"{where} comes before any cell tagged slide")
+            continue
         if cell.cell_type == "markdown":
             cell.source = with_formulas(re.sub(NEXT_SECTION if kind == "notes" else NOT_ON_SLIDES, "", cell.source))
-        elif not cell.outputs:
-            where = f"{book['name']}: a cell tagged {tags(cell)}"
-            raise ValueError(f"{where} has no output; run the notebook: {cell.source[:80]!r}")
+        elif not cell.get("outputs"):
+            left_out.append(f"{where} has no output; run the notebook")
+            continue
         elif pictures := name_pictures(cell):
             cell.outputs, cell.metadata["tags"] = pictures, [*tags(cell), "figures"]
-    return list(itertools.chain.from_iterable(one_figure_a_slide([cell for cell, _ in tagged])))
+        found.append(cell)
+    return list(itertools.chain.from_iterable(one_figure_a_slide(found)))
 
 
-def render_slides(title: str, lead: str, books: list[dict]) -> str:
-    """The deck: a title slide, then the tagged cells, with reveal.js in the file."""
+def render_slides(title: str, lead: str, cells: list[nbformat.NotebookNode]) -> str:
+    """The deck: a title slide, then these cells, with reveal.js in the file."""
     place = {"slideshow": {"slide_type": "slide"}, "origin": {"html": "index.html", "title": "Notebooks and figures"}}
     front = nbformat.v4.new_markdown_cell(f"# {title}\n\n{lead}", metadata={"tags": ["title"]} | place)
-    cells = [front, *itertools.chain.from_iterable(map(slide_cells, books))]
+    cells = [front, *cells]
     for number, cell in enumerate(cells):
         cell.id = f"slide-cell-{number}"  # two notebooks may use the same ids
     notebook = nbformat.v4.new_notebook(cells=cells)
