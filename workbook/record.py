@@ -71,6 +71,7 @@ class Recording(NamedTuple):
     parameters: dict[str, Any] = {}
     commands: tuple[str, ...] = ()
     shown_in: str = ""  # the notebook that shows what a longer one recorded
+    prefix: str = ""  # of the files in data/runs: what is made on another device, only where it is named
 
 
 def five_minutes() -> list[str]:
@@ -101,6 +102,11 @@ def other_starts() -> list[str]:
     start = "--label from_{name} --embedding_from {{out}}/seed0/{name}/{model}.safetensors"
     starts = [start.format(name=model.lower(), model=model) for model in ("LSTM", "Transformer")]
     return [f"{line} {each}".replace("{seed}", str(seed)) for each in ("--label fresh", *starts) for seed in range(3)]
+
+
+def on_gpu() -> list[str]:
+    """The long runs of one seed on a GPU."""
+    return [f"{line} --device_id cuda" for line in five_minutes() if "--seed 0" in line]
 
 
 def short_window() -> list[str]:
@@ -179,6 +185,8 @@ def recordings() -> dict[str, Recording]:
     cost = "growth ladder latency parts processes rates shares texts threads"
     real = {"TEXT": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
 
+    on_cuda = {"ROUNDS": 5, "TEXT": "{stories}", "DEVICE": "cuda"}
+
     def names(prefix: str, endings: str) -> str:
         return " ".join(f"{prefix}_{ending}" for ending in endings.split())
 
@@ -199,6 +207,9 @@ def recordings() -> dict[str, Recording]:
         ),
         "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
+        "gpu": book("05", f"{tables.format('stories_5min')} {names('cost', cost)}", 30, COMPLETE=True, **on_cuda)._replace(
+            commands=tuple(on_gpu()), shown_in="", prefix="gpu_"
+        ),
         "01": book("01", summary.format("sanity_check"), 0.5),
         "02": book("02", names("kgram", kgram), 1.5),
         "03": book("03", names("top_p", top_p) + " generation_latency", 1.5),
@@ -212,11 +223,12 @@ def table() -> str:
     """What can be recorded, as a Markdown table."""
     lines = ["| name | runs | makes in data/runs | minutes |", "| --- | --- | --- | --- |"]
     for name, each in recordings().items():
-        with_ = ", ".join(f"{key}={value}" for key, value in each.parameters.items()).replace("{stories}", "FOLDER")
-        what = f"notebook {each.notebook[:2]}" + (f" with {with_}" if with_ else ", in place")
-        what = f"{len(each.commands)} command line" + "s" * (len(each.commands) > 1) if each.commands else what
-        files = " ".join((each.files + (" notebooks" if not with_ and each.notebook else "")).split())
-        lines.append(f"| {name} | {what} | {files.replace(' ', ', ')} | {each.minutes:g} |")
+        values = ", ".join(f"{key}={value}" for key, value in each.parameters.items()).replace("{stories}", "FOLDER")
+        what = [f"{len(each.commands)} command line{'s' * (len(each.commands) > 1)}"] if each.commands else []
+        what += [f"notebook {each.notebook[:2]}{f' with {values}' if values else ', in place'}"] if each.notebook else []
+        files = [f"{each.prefix}{file}" for file in each.files.split()]
+        files += ["notebooks"] if each.notebook and not values else []
+        lines.append(f"| {name} | {'; '.join(what)} | {', '.join(files)} | {each.minutes:g} |")
     return "\n".join(lines)
 
 
@@ -232,7 +244,8 @@ def record(names: Sequence[str], stories: str | None = None, resume: bool = Fals
     known = recordings()
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"nothing to record is called {', '.join(unknown)}; there are {', '.join(known)}")
-    wanted = set(names or known) | {known[name].shown_in for name in names} | {"06"}
+    usual = [name for name, each in known.items() if not each.prefix]
+    wanted = set(names or usual) | {known[name].shown_in for name in names} | {"06"}
     chosen = {name: each for name, each in known.items() if name in wanted}
     needy = [name for name, each in chosen.items() if "{stories}" in f"{each.commands}{each.parameters}"]
     if needy and not (stories and Path(stories).is_dir()):
@@ -249,9 +262,9 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
 
     `log` gets each command line that has run to its end; with `resume` those in it are left out.
     """
-    folder = output_folder("record")
+    folder = output_folder("record") / each.prefix
     runs, stories = folder / "runs", str(folder / "tinystories")
-    runs.mkdir(exist_ok=True)
+    runs.mkdir(parents=True, exist_ok=True)
     if folder_of_stories:  # whatever the folder is called: records name the text by this
         Path(stories).unlink(missing_ok=True)
         Path(stories).symlink_to(Path(folder_of_stories).resolve())
@@ -286,7 +299,7 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
         if before is not None:
             os.environ["WORKBOOK_OUT"] = before
     for name in files:
-        shutil.copyfile(runs / name, RECORD / name)
+        shutil.copyfile(runs / name, RECORD / f"{each.prefix}{name}")
 
 
 def enter_seconds(notebook: str, seconds: float) -> None:
