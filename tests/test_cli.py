@@ -8,9 +8,12 @@ import io
 import itertools
 import math
 import os
+import random
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -458,6 +461,57 @@ def test_a_stop_from_outside_saves_and_the_rest_is_that_of_an_unbroken_run(run, 
     for model in ("LSTM", "k-gram"):
         one, two = (pd.read_csv(tmp_path / folder / f"{model}.csv") for folder in ("one", "two"))
         assert one["loss"].tolist() == two["loss"].tolist() and len(one) == 800
+
+
+def test_a_kill_at_any_moment_loses_nothing_that_was_saved(run, tmp_path):
+    """Killed over and over, each time a little later, until it is through: as if it had never been killed."""
+    options = "--models lstm --dropout 0.3 --optimizer muon --epochs 60 --save_every 1 --output_dir"
+    command = [sys.executable, "pico-llm.py", *shlex.split(QUICK), *shlex.split(f"{options} {tmp_path / 'two'}")]
+    rng, kills = random.Random(0), 0
+    while not (tmp_path / "two" / "LSTM.safetensors").exists():
+        resume = ["--resume"] if (tmp_path / "two" / "LSTM.checkpoint.pt").exists() else []
+        with subprocess.Popen([*command, *resume], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if line.startswith("epoch ") and rng.random() < 0.05 + 0.01 * kills:
+                    time.sleep(0.01 * rng.random())
+                    process.kill()
+                    kills += 1
+    run(f"{options} {tmp_path / 'one'}")
+    one, two = (pd.read_csv(tmp_path / folder / "LSTM.csv")["loss"].tolist() for folder in ("one", "two"))
+    assert one == two and len(one) == 120
+    weights = [load_file(tmp_path / folder / "LSTM.safetensors") for folder in ("one", "two")]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert not list((tmp_path / "two").glob("*.partial"))
+
+
+def no_socket(*_, **__):
+    raise AssertionError("a socket was opened")
+
+
+def test_local_text_opens_no_socket(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "socket", no_socket)
+    monkeypatch.setattr(socket, "create_connection", no_socket)
+    (tmp_path / "tale[1].txt").write_text("\n\n".join(f"Once there was a {n}. It went home." for n in range(30)))
+    run(f"--stories '{tmp_path}/tale[1].txt' --tinystories_weight 1 --validation_stories 2")
+
+
+def test_a_machine_without_a_network_does_all_but_the_hub(tmp_path):
+    alone = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    command = [*alone, sys.executable, "pico-llm.py", *shlex.split(QUICK)]
+    for options, code in (("--stories small --tinystories_weight 1", 0), ("--stories hub --tinystories_weight 1", 2)):
+        done = subprocess.run([*command, *shlex.split(options)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stderr
+    assert "cannot be fetched from the hub" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["input_files", "stories"])
+def test_what_is_no_file_says_what_it_is(pico_llm, capsys, tmp_path, option):
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in ((tmp_path / "pipe", "is a pipe or a device"), (tmp_path, "folder|train.txt")):
+        error, _ = fails(pico_llm, capsys, [f"--{option}", str(path), "--tinystories_weight", str(int(option == "stories"))])
+        assert re.search(says, error)
 
 
 def test_a_checkpoint_of_another_model_says_so(pico_llm, run, capsys, tmp_path):

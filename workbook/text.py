@@ -65,10 +65,17 @@ def write_3seqs(path: str | Path, copies: int = 1111, seed: int = 0) -> Path:
 
 
 def find_data(path: str | Path) -> Path:
-    """`path` itself, or the file of that name in data/. FileNotFoundError names both places."""
+    """`path` itself, or the file of that name in data/. FileNotFoundError names both places.
+
+    ValueError for a folder, and for a pipe or device: a text is read more than once.
+    """
     for candidate in (Path(path), DATA / path):
         if candidate.is_file():
             return candidate
+        if candidate.is_dir():
+            raise ValueError(f"{path} is a folder; name a file in it")
+        if candidate.exists():
+            raise ValueError(f"{path} is a pipe or a device, which can be read only once; save the text as a file")
     raise FileNotFoundError(f"no file {path}: looked for it as given and in the workbook's data folder")
 
 
