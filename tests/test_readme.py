@@ -16,7 +16,7 @@ DESIGNS = ["one-hot", "embedding", "convolution"]
 
 # Settings and names, not results: the only numbers that the template itself says.
 SETTINGS = [
-    "Python 3.10 to 3.13",
+    "Python 3.10 to 3.14",
     "notebook 02",
     "notebooks 02 and 03",
     "notebooks 01 to 05",
