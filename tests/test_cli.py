@@ -446,7 +446,7 @@ def test_a_full_disk_is_said_in_one_line(pico_llm, capsys, tmp_path, monkeypatch
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_from_outside_saves_and_the_rest_is_that_of_an_unbroken_run(run, tmp_path, number):
     """A real process, stopped in its first model; what --resume ends with."""
-    options = "--models lstm kgram --dropout 0.3 --optimizer muon --epochs 400 --output_dir"
+    options = "--models lstm kgram --dropout 0.3 --optimizer muon --epochs 400 --max_new_tokens 0 --output_dir"
     command = [sys.executable, "-u", "pico-llm.py", *shlex.split(QUICK), *shlex.split(f"{options} {tmp_path / 'two'}")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -465,14 +465,14 @@ def test_a_stop_from_outside_saves_and_the_rest_is_that_of_an_unbroken_run(run, 
 
 def test_a_kill_at_any_moment_loses_nothing_that_was_saved(run, tmp_path):
     """Killed over and over, each time a little later, until it is through: as if it had never been killed."""
-    options = "--models lstm --dropout 0.3 --optimizer muon --epochs 60 --save_every 1 --output_dir"
+    options = "--models lstm --dropout 0.3 --optimizer muon --epochs 60 --save_every 1 --max_new_tokens 0 --output_dir"
     command = [sys.executable, "pico-llm.py", *shlex.split(QUICK), *shlex.split(f"{options} {tmp_path / 'two'}")]
     rng, kills = random.Random(0), 0
     while not (tmp_path / "two" / "LSTM.safetensors").exists():
         resume = ["--resume"] if (tmp_path / "two" / "LSTM.checkpoint.pt").exists() else []
         with subprocess.Popen([*command, *resume], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
-                if line.startswith("epoch ") and rng.random() < 0.05 + 0.01 * kills:
+                if line.startswith("epoch ") and rng.random() < 0.2 / (1 + kills):
                     time.sleep(0.01 * rng.random())
                     process.kill()
                     kills += 1
@@ -510,7 +510,9 @@ def test_a_machine_without_a_network_does_all_but_the_hub(tmp_path):
 def test_what_is_no_file_says_what_it_is(pico_llm, capsys, tmp_path, option):
     os.mkfifo(tmp_path / "pipe")
     for path, says in ((tmp_path / "pipe", "is a pipe or a device"), (tmp_path, "folder|train.txt")):
-        error, _ = fails(pico_llm, capsys, [f"--{option}", str(path), "--tinystories_weight", str(int(option == "stories"))])
+        error, _ = fails(
+            pico_llm, capsys, [f"--{option}", str(path), "--tinystories_weight", str(int(option == "stories"))]
+        )
         assert re.search(says, error)
 
 

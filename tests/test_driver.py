@@ -28,7 +28,7 @@ FILES = {
     "blanks.txt": b"one" + 300_000 * b" " + b"two\n",
     "book.txt": b"word " * 3000,
     "tale[1].txt": b"\n\n".join(b"Once there was a %d. It went home." % number for number in range(12)),
-    "tale.csv": b"text,n\nOne two three.,1\n\"Four, five.\",2\n",
+    "tale.csv": b'text,n\nOne two three.,1\n"Four, five.",2\n',
     "tale.jsonl": b'{"text": "one two three"}\n{"text": null}\n',
     "weights.safetensors": b"version https://git-lfs.github.com/spec/v1\n",
 }

@@ -64,7 +64,9 @@ def test_bars_start_at_zero_and_carry_n_and_spread(frame):
     assert {text.get_text(): text.xy[1] for text in ax.texts} == pytest.approx({"100": 100, "50": 50})
 
 
-@pytest.mark.parametrize("name", ["$$", "$^$", r"\frac{$", "_name", "100 %s %", "<b>&amp;", "中文", "a\nb", "{x}", "#1"])
+@pytest.mark.parametrize(
+    "name", ["$$", "$^$", r"\frac{$", "_name", "100 %s %", "<b>&amp;", "中文", "a\nb", "{x}", "#1"]
+)
 def test_odd_names_are_drawn_as_they_are(frame, name, tmp_path):
     set_style()
     rows = frame.replace({"model": {"one": name}})

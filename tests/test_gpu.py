@@ -106,7 +106,9 @@ def test_the_command_line_takes_as_many_processes_as_there_are_gpus(models, tmp_
 def test_a_notebook_runs_there(number, workbook_out):
     (path,) = FOLDER.glob(f"{number}_*.ipynb")
     notebook, _ = execute(path, {"DEVICE": "cuda"})
-    assert not [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert not [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"
+    ]
     rows = [pd.read_csv(run) for run in (workbook_out / "runs").glob("*_summary.csv")]
     assert any(row["device"].eq("cuda").all() for row in rows if "device" in row)
 

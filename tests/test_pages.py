@@ -218,13 +218,17 @@ def test_no_notebook_is_an_error(tmp_path):
 
 def test_odd_cells_do_not_stop_the_site(tmp_path):
     """What people put into cells: magics, commands, pasted pictures, half a formula, tags without a slide."""
-    pasted = new_markdown_cell("![x](attachment:x.png) costs $5 or \\(, $\\frac{$ and $x_{$ <b>&", metadata={"tags": ["slide"]})
+    pasted = new_markdown_cell(
+        "![x](attachment:x.png) costs $5 or \\(, $\\frac{$ and $x_{$ <b>&", metadata={"tags": ["slide"]}
+    )
     pasted.attachments = {"x.png": {"image/png": PIXEL}}
     first = [
         new_markdown_cell("no heading", metadata={"tags": ["slide-part"]}),
         new_code_cell("%matplotlib inline\n!ls *.py\n%%time?", metadata={"tags": ["slide"]}),
         pasted,
-        new_code_cell("%%bash\necho $HOME", outputs=[new_output("stream", name="stderr", text="<i>$^$ 中文 \x1b[31m%")]),
+        new_code_cell(
+            "%%bash\necho $HOME", outputs=[new_output("stream", name="stderr", text="<i>$^$ 中文 \x1b[31m%")]
+        ),
     ]
     nbformat.write(new_notebook(cells=first), tmp_path / "01 #1 & 100%.ipynb")
     link = "[one](<01 #1 & 100%.ipynb>) [again](01%20%231%20%26%20100%25.ipynb)"
@@ -234,7 +238,10 @@ def test_odd_cells_do_not_stop_the_site(tmp_path):
         "01 #1 & 100%.ipynb, a cell tagged slide-part",
         "01 #1 & 100%.ipynb, a cell tagged slide",
     ]
-    one, two = (BeautifulSoup((tmp_path / "site" / name).read_text(encoding="utf-8"), "html.parser") for name in ("01-1-100-.html", "02.html"))
+    one, two = (
+        BeautifulSoup((tmp_path / "site" / name).read_text(encoding="utf-8"), "html.parser")
+        for name in ("01-1-100-.html", "02.html")
+    )
     assert one.title.text == "01 #1 & 100%" and one.select_one("img")["src"] == f"data:image/png;base64,{PIXEL}"
     assert "<i>$^$ 中文" in one.text and "!ls *.py" in one.text and "$5 or" in one.text
     assert two.find("a", string="again")["href"] == "01-1-100-.html"

@@ -24,18 +24,18 @@ def draw_samples(model: SequenceModel, tokenizer, config: SampleConfig, generato
     draw = {"top_k": config.top_k, "temperature": config.temperature, "generator": generator}
     penalty = {"repetition_penalty": config.repetition_penalty}
     settings: dict[str, dict] = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in config.top_p}
-    rows = []
+    prompt, rows = config.prompt or "", []
     for label in [label for label, setting in settings.items() for _ in range(config.samples if setting else 1)]:
         new: list[int] = []
         options = {"stop": config.stop, "on_token": lambda token, _, new=new: new.append(token), **settings[label]}
         options |= penalty
-        text = generate(model, tokenizer, config.prompt, config.max_new_tokens, **options)
+        text = generate(model, tokenizer, prompt, config.max_new_tokens, **options)
         rows.append({"setting": label, "text": text})
         print(f"  {label:8s} | {text!r}")
         if config.monosemantic_enabled:
-            while len(config.prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
+            while len(prompt + tokenizer.decode(new)) > len(text):  # tokens of the stop text
                 new.pop()
-            annotated = config.prompt + annotate(model, tokenizer, new, table=config.monosemantic_enabled)
+            annotated = prompt + annotate(model, tokenizer, new, table=config.monosemantic_enabled)
             print(f"  {'':8s} | {annotated}".replace("\n", "\\n"))
     return rows
 

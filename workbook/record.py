@@ -207,9 +207,9 @@ def recordings() -> dict[str, Recording]:
         ),
         "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
-        "gpu": book("05", f"{tables.format('stories_5min')} {names('cost', cost)}", 30, COMPLETE=True, **on_cuda)._replace(
-            commands=tuple(on_gpu()), shown_in="", prefix="gpu_"
-        ),
+        "gpu": book(
+            "05", f"{tables.format('stories_5min')} {names('cost', cost)}", 30, COMPLETE=True, **on_cuda
+        )._replace(commands=tuple(on_gpu()), shown_in="", prefix="gpu_"),
         "01": book("01", summary.format("sanity_check"), 0.5),
         "02": book("02", names("kgram", kgram), 1.5),
         "03": book("03", names("top_p", top_p) + " generation_latency", 1.5),
@@ -225,7 +225,9 @@ def table() -> str:
     for name, each in recordings().items():
         values = ", ".join(f"{key}={value}" for key, value in each.parameters.items()).replace("{stories}", "FOLDER")
         what = [f"{len(each.commands)} command line{'s' * (len(each.commands) > 1)}"] if each.commands else []
-        what += [f"notebook {each.notebook[:2]}{f' with {values}' if values else ', in place'}"] if each.notebook else []
+        what += (
+            [f"notebook {each.notebook[:2]}{f' with {values}' if values else ', in place'}"] if each.notebook else []
+        )
         files = [f"{each.prefix}{file}" for file in each.files.split()]
         files += ["notebooks"] if each.notebook and not values else []
         lines.append(f"| {name} | {'; '.join(what)} | {', '.join(files)} | {each.minutes:g} |")

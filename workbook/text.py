@@ -270,7 +270,8 @@ def load_stories(
         raise ValueError(f"the {source} stories never end; give a limit of {MOST_MADE:,} or fewer, not {limit}")
     validation = split == "validation"
     if source in GRAMMARS:
-        drawn = itertools.islice(_grammar_stories(DATA / GRAMMARS[source], seed), min(50 * limit, 12 * limit + 100_000))
+        few = limit or MOST_MADE
+        drawn = itertools.islice(_grammar_stories(DATA / GRAMMARS[source], seed), min(50 * few, 12 * few + 100_000))
         stories: Iterable[str] = (story for story in drawn if _is_held_out(story) == validation)
     elif source == "hub" or Path(source).is_dir():
         read = _hub_stories if source == "hub" else functools.partial(_folder_stories, source, separator)

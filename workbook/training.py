@@ -369,7 +369,8 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.number, self.usual = 0, {}
+        self.number = 0
+        self.usual: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # others get no signals
