@@ -41,7 +41,8 @@ from workbook.experiment import (
 )
 from workbook.generation import draw_samples
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
-from workbook.records import check_name, summarise, write_whole
+from workbook.records import check_name, summarise
+from workbook.text import write_whole
 from workbook.training import settle_bfloat16, train
 
 
@@ -213,8 +214,7 @@ def run(args: argparse.Namespace, given: Sequence[str] = ()) -> None:
     `given` are the names of the options that were given: those without effect are named in a note.
     """
     config = read_options(args)
-    if inert := options.without_effect(config, given):
-        warnings.warn(f"without effect here: {', '.join(inert)}", stacklevel=1)
+    inert = options.without_effect(config, given)
     machine = config.machine
     device = set_up(config.training.seed, device=machine.device_id, large_pages=machine.large_pages)
     rank = join_processes(device)
@@ -224,14 +224,16 @@ def run(args: argparse.Namespace, given: Sequence[str] = ()) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the first process speaks for all)
     held = one_writer(config.output.output_dir) if config.output.output_dir and not rank else contextlib.nullcontext()
     with held:
-        train_models(config, device, rank)
+        train_models(config, device, rank, inert)
 
 
-def train_models(config: Config, device: torch.device, rank: int) -> None:
+def train_models(config: Config, device: torch.device, rank: int, inert: Sequence[str]) -> None:
     """Read the text, and train each model on it. What is wrong with a later one is an error before the first."""
     several = f", {distributed.get_world_size()} processes" if distributed.is_initialized() else ""
     print(f"device {device}{several}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     data = read_text(config.text, config.model.kgram_k, progress=sys.stderr.isatty())
+    if inert:
+        warnings.warn(f"without effect here: {', '.join(inert)}", stacklevel=1)
     print("\n".join(data.notes))
     config = config._replace(sample=dataclasses.replace(config.sample, prompt=config.sample.prompt or data.opening))
     longest = longest_text(data, config)  # an unknown word of the prompt is an error now, not later

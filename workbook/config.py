@@ -316,7 +316,7 @@ def read_config(config: type[C], args: argparse.Namespace) -> C:
 def without_effect(config: Iterable[Options], given: Iterable[str]) -> list[str]:
     """Which of the given options change nothing in a configuration (one of each dataclass), and what they act with."""
     needs = {each.name: each.metadata["needs"] for part in config for each in fields(part) if "needs" in each.metadata}
-    return [f"--{name} (needs {needs[name]})" for name in given if name in needs and not NEEDS[needs[name]](config)]
+    return [f"--{name} (needs {needs[name]})" for name in needs if name in given and not NEEDS[needs[name]](config)]
 
 
 def run_columns(*configs: Options) -> dict[str, Any]:

@@ -7,12 +7,14 @@ runs goes to out/, or to the folder that WORKBOOK_OUT names.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 from scipy.special import stdtrit
+
+from workbook.text import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "data" / "runs"
@@ -36,22 +38,9 @@ def short(path: Path) -> str:
 # ---------------------------------------------------------------- files
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` write a file that takes the place of `path` when it is whole, as readable as the umask says."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    os.umask(mask := os.umask(0))
-    try:
-        write(partial)
-        partial.chmod(0o666 & ~mask)  # safetensors makes files that nobody else can read
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
 def run_file(folder: Path, name: str) -> Path:
     """The file of a run. ValueError for a name that leads out of the folder, or is no file's."""
-    if Path(name).name != name or name.startswith(".") or "\0" in name or len(name.encode()) > 200:
+    if not name or Path(name).name != name or name.startswith(".") or "\0" in name or len(name.encode()) > 200:
         few = "200 bytes or fewer, no /, no dot in front"
         raise ValueError(f"run name {name[:80]!r} is none; expected {few}, as it goes to {short(folder)}")
     return folder / f"{name}.csv"

@@ -220,7 +220,8 @@ def render_page(book: dict, before: dict | None, after: dict | None) -> str:
     cells = itertools.takewhile(lambda cell: "parameters" not in tags(cell), notebook.cells[1:])
     if set_up := list(itertools.takewhile(lambda cell: cell.cell_type == "code", cells)):
         set_up[0].metadata["fold_start"] = set_up[-1].metadata["fold_end"] = True
-    text = markdown2html("\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
+    texts = [cell.source.replace("(attachment:", "(") for cell in notebook.cells if cell.cell_type == "markdown"]
+    text = markdown2html("\n\n".join(texts))  # for its headings
     page = {"title": book["title"], "previous": before, "next": after}
     page["contents"] = re.findall(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', text)
     return HTMLExporter(template_name="workbook_page", **SEARCH).from_notebook_node(notebook, {"page": page})[0]

@@ -24,8 +24,6 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbook.records import write_whole
-
 DATA = Path(__file__).resolve().parent.parent / "data"
 GRAMMARS = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
 MOST_MADE = 1_000_000  # stories of a grammar
@@ -62,6 +60,19 @@ def write_3seqs(path: str | Path, copies: int = 1111, seed: int = 0) -> Path:
     random.Random(seed).shuffle(lines)
     Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
     return Path(path)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` write a file that takes the place of `path` when it is whole, as readable as the umask says."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    os.umask(mask := os.umask(0))
+    try:
+        write(partial)
+        partial.chmod(0o666 & ~mask)  # safetensors makes files that nobody else can read
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def find_data(path: str | Path) -> Path:

@@ -24,7 +24,7 @@ from helpers import ContextBatch, SequenceModel, count_targets, evaluate, next_t
 from workbook.batches import data_hash, shard
 from workbook.config import TrainingConfig
 from workbook.machine import timed
-from workbook.records import write_whole
+from workbook.text import write_whole
 
 LossFunction = Callable[[Any, Any], Tensor]  # (model, batch) -> a number
 STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
