@@ -86,6 +86,34 @@ def describe(sequences: list[Tensor], sources: Sequence[str], config: TextConfig
     return f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens{separated}"
 
 
+def make_compact(data: Data) -> None:
+    """The same text in the ids that occur in training."""
+    data.sequences, ids = text.compact_vocabulary(data.sequences)
+    data.validation, data.vocab_size = text.renumber(data.validation, ids), len(ids)
+    data.tokenizer = text.CompactTokenizer(data.tokenizer, ids)
+    unknown = sum(int((sequence == len(ids)).sum()) for sequence in data.validation)
+    outside = f"{unknown} validation tokens lie outside it and do not count"
+    data.notes.append(f"compact vocabulary: {len(ids)} tokens; {outside}")
+
+
+def encode_shares(data: Data, shares: dict[str, tuple[float, list[str]]], config: TextConfig, encode: Callable) -> None:
+    """Encode files and stories into `data`, with the weight of each sequence, and note what part of them is used."""
+    encoded = {name: (share, encode(texts)) for name, (share, texts) in shares.items()}
+    for name, (share, sequences) in encoded.items():
+        if not sequences:
+            raise ValueError(f"{name}: no text has two tokens, one to read and one to predict; give other text")
+        data.sequences += sequences
+        data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
+        sources = config.input_files if name == "files" else [config.stories]
+        used = text.share_used(shares[name][1], sequences, data.tokenizer)
+        data.notes.append(f"{name}: {describe(sequences, sources, config)}, {used:.1%} of the text; share {share:g}")
+        if used < 0.5:
+            first = f"the first {config.block_size} tokens of each of {len(sequences)} sequences"
+            data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows uses all of it")
+    if len(shares) == 2:
+        data.weights = [share / len(part) for share, part in encoded.values() for _ in part]
+
+
 def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
     weight = weight_of_stories(config)
@@ -106,33 +134,14 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         shares["files"] = 1 - weight, [*itertools.chain(*files)]
     if weight:
         shares["stories"] = weight, stories("train", config.max_stories)
-    encoded = {name: (share, encode(texts)) for name, (share, texts) in shares.items()}
-    for name, (share, sequences) in encoded.items():
-        if not sequences:
-            raise ValueError(f"{name}: no text has two tokens, one to read and one to predict; give other text")
-        data.sequences += sequences
-        data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
-        sources = config.input_files if name == "files" else [config.stories]
-        used = text.share_used(shares[name][1], sequences, data.tokenizer)
-        data.notes.append(f"{name}: {describe(sequences, sources, config)}, {used:.1%} of the text; share {share:g}")
-        if used < 0.5:
-            more = "--windows uses all of it"
-            first = f"the first {config.block_size} tokens of each of {len(sequences)} sequences"
-            data.notes.append(f"note: only {used:.1%} of the text is used, {first}; {more}")
-    if len(shares) == 2:
-        data.weights = [share / len(part) for share, part in encoded.values() for _ in part]
+    encode_shares(data, shares, config, encode)
     if config.validation_stories:
         data.validation = encode(stories("validation", config.validation_stories))
         if len(data.validation) < 2:
             raise ValueError("one validation story cannot be split in two; give 2 --validation_stories, or more")
         data.notes.append("validation: {} stories to choose by and {} to report on".format(*map(len, data.halves)))
-    if config.compact or config.vocabulary == "characters":  # the same text in the ids that occur in training
-        data.sequences, ids = text.compact_vocabulary(data.sequences)
-        data.validation, data.vocab_size = text.renumber(data.validation, ids), len(ids)
-        data.tokenizer = text.CompactTokenizer(data.tokenizer, ids)
-        unknown = sum(int((sequence == len(ids)).sum()) for sequence in data.validation)
-        outside = f"{unknown} validation tokens lie outside it and do not count"
-        data.notes.append(f"compact vocabulary: {len(ids)} tokens; {outside}")
+    if config.compact or config.vocabulary == "characters":
+        make_compact(data)
     if data.validation and not all(map(data.targets, data.halves)):
         raise ValueError("half of the validation stories hold no token of the vocabulary to predict; give more of them")
     return data

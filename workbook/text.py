@@ -122,18 +122,23 @@ def encode_texts(
     kept = Path(cache) / f"tokens-{digest.hexdigest()[:24]}.safetensors" if cache else None
     arrays = kept_tokens(kept, len(distinct)) if kept else {}
     if not arrays:
-        parts = [distinct[begin : begin + 1000] for begin in range(0, len(distinct), 1000)]
-        bar = tqdm(parts, "tokens", unit="text", unit_scale=1000, leave=False) if progress else parts
-        encode = functools.partial(tokenizer.encode, allowed_special="all")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken releases Python's lock
-            encoded = [ids[:most] for part in bar for ids in pool.map(encode, part)]
-        arrays = {"ids": torch.tensor([*itertools.chain.from_iterable(encoded)], dtype=torch.int32)}
-        arrays["lengths"] = torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)
+        arrays = encode_all(distinct, tokenizer, most, progress)
         if kept:
             keep_tokens(arrays, kept)
     known = dict(zip(distinct, arrays["ids"].long().split(arrays["lengths"].tolist()), strict=True))
     starts = {text: range(0, len(ids) - 1, block_size - 1)[: None if windows else 1] for text, ids in known.items()}
     return [known[text][start : start + block_size] for text in texts for start in starts[text]]
+
+
+def encode_all(texts: Sequence[str], tokenizer, most: int | None, progress: bool) -> dict[str, Tensor]:
+    """The first `most` tokens of each text (None: all), one after the other as `ids`, and their `lengths`; parallel."""
+    parts = [texts[begin : begin + 1000] for begin in range(0, len(texts), 1000)]
+    bar = tqdm(parts, "tokens", unit="text", unit_scale=1000, leave=False) if progress else parts
+    encode = functools.partial(tokenizer.encode, allowed_special="all")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken releases Python's lock
+        encoded = [ids[:most] for part in bar for ids in pool.map(encode, part)]
+    ids = torch.tensor([*itertools.chain.from_iterable(encoded)], dtype=torch.int32)
+    return {"ids": ids, "lengths": torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)}
 
 
 def kept_tokens(path: Path, texts: int) -> dict[str, Tensor]:
