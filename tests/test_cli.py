@@ -495,7 +495,7 @@ def no_socket(*_, **__):
 def test_local_text_opens_no_socket(run, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "socket", no_socket)
     monkeypatch.setattr(socket, "create_connection", no_socket)
-    (tmp_path / "tale[1].txt").write_text("\n\n".join(f"Once there was a {n}. It went home." for n in range(30)))
+    (tmp_path / "tale[1].txt").write_text("\n\n".join(f"Once there was a {n}. It went home." for n in range(300)))
     run(f"--stories '{tmp_path}/tale[1].txt' --tinystories_weight 1 --validation_stories 2")
 
 
@@ -507,7 +507,7 @@ def test_a_machine_without_a_network_does_all_but_the_hub(tmp_path):
     for options, code in (("--stories small --tinystories_weight 1", 0), ("--stories hub --tinystories_weight 1", 2)):
         done = subprocess.run([*command, *shlex.split(options)], cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
-    assert "cannot be fetched from the hub" in done.stderr and done.stderr.count("\n") == 1
+    assert "cannot be fetched from the hub" in done.stderr.splitlines()[-1]  # before it the hub's own library speaks
 
 
 @pytest.mark.parametrize("option", ["input_files", "stories"])
@@ -557,7 +557,7 @@ def test_validation_and_records(run, workbook_out):
     net, counted, mixed = map(float, found.groups())
     assert mixed <= counted < net  # two steps of training are no match for counts
     run(f"{STORIES} --compact --record tale --seed 1 --label other")
-    runs = {path.stem: pd.read_csv(path) for path in (workbook_out / "runs").iterdir()}
+    runs = {path.stem: pd.read_csv(path) for path in (workbook_out / "runs").glob("*.csv")}
     assert sorted(runs) == ["tale", "tale_positions", "tale_samples", "tale_summary"]
     summary = runs["tale_summary"].set_index("model")
     assert summary.index.tolist() == ["k-gram", "other"] and summary["seed"].tolist() == [0, 1]

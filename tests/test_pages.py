@@ -227,7 +227,7 @@ def test_odd_cells_do_not_stop_the_site(tmp_path):
         new_code_cell("%matplotlib inline\n!ls *.py\n%%time?", metadata={"tags": ["slide"]}),
         pasted,
         new_code_cell(
-            "%%bash\necho $HOME", outputs=[new_output("stream", name="stderr", text="<i>$^$ 中文 \x1b[31m%")]
+            "%%bash\necho $HOME", outputs=[new_output("stream", name="stdout", text="<i>$^$ 中文 \x1b[31m%")]
         ),
     ]
     nbformat.write(new_notebook(cells=first), tmp_path / "01 #1 & 100%.ipynb")
