@@ -204,7 +204,7 @@ def formula(found: re.Match) -> str:
 def with_formulas(text: str) -> str:
     """Markdown with its $formulas$, outside code, as MathML: browsers show it without a network."""
     parts = re.split(r"(```.*?```|`[^`]*`)", text, flags=re.S)
-    parts[::2] = [re.sub(r"\$([^$\s][^$\n]*)\$", formula, part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"\$([^$\s](?:[^$\n]*[^$\s])?)\$(?!\d)", formula, part) for part in parts[::2]]
     return "".join(parts)
 
 
