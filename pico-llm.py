@@ -93,9 +93,12 @@ def one_writer(folder: Path) -> contextlib.AbstractContextManager:
     """Make --output_dir, and hold its lock until the block ends. ValueError where another training holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(folder / ".lock").acquire(timeout=0)
+        held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"another training writes to {folder}; name another --output_dir") from error
+    for half in folder.glob("*.partial"):  # of a training that was killed
+        half.unlink()
+    return held
 
 
 def longest_text(data: Data, config: Config) -> int:

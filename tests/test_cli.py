@@ -488,6 +488,44 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_saved(run, tmp_path):
     assert not list((tmp_path / "two").glob("*.partial"))
 
 
+DYING = """
+import os, pathlib, runpy, sys
+left, replace = int(sys.argv.pop(1)), pathlib.Path.replace
+def counted(path, target):
+    global left
+    left -= 1
+    return replace(path, target) if left else os._exit(9)
+pathlib.Path.replace = counted
+sys.argv[0] = "pico-llm.py"
+runpy.run_path("pico-llm.py", run_name="__main__")
+"""
+
+
+def test_a_death_inside_any_write_leaves_whole_files_and_the_rest_can_be_done(run, tmp_path, monkeypatch):
+    """The first process dies in its first write, the next one in its second, until one has no more to write."""
+    options = "--models lstm --dropout 0.3 --optimizer muon --save_every 1 --record tale --output_dir"
+    command = [sys.executable, "-c", DYING]
+    files = {tmp_path / "two": tmp_path / "runs", tmp_path / "one": tmp_path / "whole" / "runs"}
+    for death in itertools.count(1):
+        resume = ["--resume"] if (tmp_path / "two" / "LSTM.checkpoint.pt").exists() else []
+        words = [str(death), *shlex.split(QUICK), *shlex.split(f"{options} {tmp_path / 'two'}"), *resume]
+        here = {**os.environ, "OMP_NUM_THREADS": "1", "WORKBOOK_OUT": str(tmp_path)}
+        done = subprocess.run([*command, *words], cwd=ROOT, env=here, capture_output=True, text=True, timeout=120)
+        for path in [*(tmp_path / "two").glob("*.csv"), *(tmp_path / "runs").glob("*.csv")]:
+            assert len(pd.read_csv(path)), path
+        for path in (tmp_path / "two").glob("*.safetensors"):
+            load_file(path)
+        if done.returncode != 9:
+            break
+    assert done.returncode == 0 and death > 7, done.stderr  # checkpoints, losses, weights and four tables
+    monkeypatch.setenv("WORKBOOK_OUT", str(tmp_path / "whole"))
+    run(f"{options} {tmp_path / 'one'}")
+    for name in ("tale", "tale_samples"):
+        one, two = (pd.read_csv(folder / f"{name}.csv") for folder in files.values())
+        assert one.get("loss", one.get("text")).tolist() == two.get("loss", two.get("text")).tolist()
+    assert not list((tmp_path / "two").glob("*.partial"))
+
+
 def no_socket(*_, **__):
     raise AssertionError("a socket was opened")
 

@@ -191,9 +191,10 @@ def read_column(path: Path, kind: str) -> list[str]:
 def read_texts(path: str | Path, separator: str | None = None) -> tuple[list[str], str]:
     """The texts of a UTF-8 file, also looked up in data/, and what separates them: one of SEPARATORS, or guessed.
 
-    By explicit choice also the column "text" of a table (see TABLES).
-
-    Texts of white space alone are left out. ValueError for a file that is no UTF-8 text, or an unknown separator.
+    A mark of byte order (BOM) at the start is left out, and CR LF is a line end as LF is. All else is text: a lone CR,
+    VT, FF, NEL, U+2028, a BOM further on. Texts of white space alone are left out. With one of TABLES as `separator`
+    the column "text" of a table is read. ValueError for a file that is no UTF-8 text (UTF-16, or with a NUL), for an
+    unknown separator, and for a table without that column.
     """
     if separator in TABLES:
         return [cell for cell in read_column(find_data(path), separator) if cell.strip()], separator

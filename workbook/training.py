@@ -273,8 +273,12 @@ class Trainer:
         self.rows.append(row)
 
     def write_rows(self, path: str | Path, rows: list[dict], mode: str) -> None:
-        frame = pd.DataFrame(rows, columns=STEP_COLUMNS)
-        frame.to_csv(path, index=False, mode=mode, header=mode == "w", lineterminator="\n")
+        """Rows into a file: `w` writes it anew, and whole, `a` adds lines."""
+        frame, options = pd.DataFrame(rows, columns=STEP_COLUMNS), {"index": False, "lineterminator": "\n"}
+        if mode == "a":
+            frame.to_csv(path, mode="a", header=False, **options)
+        else:
+            write_whole(Path(path), lambda partial: frame.to_csv(partial, **options))
 
     def validate(self, batches: Iterable[Tensor]) -> None:
         """The validation loss into the last row; the weights are kept where it is the best so far."""
