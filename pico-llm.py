@@ -43,7 +43,7 @@ from workbook.generation import draw_samples
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.records import check_name, summarise
 from workbook.text import write_whole
-from workbook.training import settle_bfloat16, train
+from workbook.training import check_shapes, read_checkpoint, settle_bfloat16, train
 
 
 class Config(NamedTuple):
@@ -73,6 +73,9 @@ def read_options(args: argparse.Namespace) -> Config:
         check_folder(config.output.output_dir, config.model.models, config.output.resume)
     if config.output.label and len(config.model.models) > 1:
         raise ValueError("--label names one model; give one of --models at a time")
+    mixed = config.text.input_files and 0 < config.text.tinystories_weight < 1
+    if "k-gram" in config.model.models and config.batch.corpus_contexts is not None and mixed:
+        raise ValueError("--corpus_contexts takes each sequence once; it cannot mix files and stories by weight")
     net_class(config.model.kgram_net)  # an unknown one is an error now
     if config.output.record:
         check_name(config.output.record)
@@ -96,9 +99,15 @@ def one_writer(folder: Path) -> contextlib.AbstractContextManager:
         held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"another training writes to {folder}; name another --output_dir") from error
-    for half in folder.glob("*.partial"):  # of a training that was killed
-        half.unlink()
+    for half in folder.glob("*.*.*.partial"):  # of a training that was killed
+        if half.name.startswith(tuple(f"{name}." for name in options.MODELS)):
+            half.unlink()
     return held
+
+
+def checkpoint_of(name: str, config: Config) -> Path | None:
+    """The file that keeps a model's training, and that it goes on from where it is there."""
+    return config.output.output_dir / f"{name}.checkpoint.pt" if config.output.output_dir else None
 
 
 def longest_text(data: Data, config: Config) -> int:
@@ -112,7 +121,8 @@ class Experiment:
 
     def __init__(self, name: str, data: Data, config: Config, device: torch.device, rank: int):
         self.name, self.data, self.config, self.device, self.rank = name, data, config, device, rank
-        self.label, self.folder = config.output.label or name, config.output.output_dir
+        self.label = name if config.output.label is None else config.output.label
+        self.folder = config.output.output_dir
         torch.manual_seed(config.training.seed)
         self.model = build_model(name, config.model, data.vocab_size, longest_text(data, config)).to(device)
         if config.model.unigram_bias:
@@ -122,7 +132,6 @@ class Experiment:
         self.batches = choose_batches(name, data, config.batch, config.training.seed)
         whole = len(self.batches["batches"])
         self.epoch = min(whole, config.training.max_steps_per_epoch or whole)
-        self.generator = torch.Generator(device).manual_seed(config.training.seed)  # of the samples alone
         self.rows: list[dict] = []
 
     def report(self, row: dict) -> None:
@@ -140,31 +149,27 @@ class Experiment:
         self.draw_samples()
 
     def draw_samples(self) -> list[dict]:
-        return draw_samples(self.model, self.data.tokenizer, self.config.sample, self.generator)
-
-    def checkpoint(self) -> Path | None:
-        """The file that keeps the training, and that it goes on from where it is there."""
-        path = self.folder / f"{self.name}.checkpoint.pt" if self.folder else None
-        if path and path.exists():
-            print(f"goes on from {path}")
-        return path
+        """Samples by the same random numbers each time, so that they do not depend on how many came before."""
+        generator = torch.Generator(self.device).manual_seed(self.config.training.seed)
+        return draw_samples(self.model, self.data.tokenizer, self.config.sample, generator)
 
     def run(self) -> None:
         """Train, print, save and record."""
         size, vocab_size = count_parameters(self.model), self.data.vocab_size
         steps = f"{self.epoch} steps an epoch; ln V = {math.log(vocab_size):.4f}"
         print(f"\n{self.name}: {size['parameters']:,} parameters, {steps}")
-        files = {"checkpoint": self.checkpoint(), "log": self.folder / f"{self.name}.csv" if self.folder else None}
-        settled, taken = settle_bfloat16(
-            self.config.training, self.model, **self.batches, checkpoint=files["checkpoint"]
-        )
+        checkpoint = checkpoint_of(self.name, self.config)
+        if checkpoint and checkpoint.exists():
+            print(f"goes on from {checkpoint}")
+        files = {"checkpoint": checkpoint, "log": self.folder / f"{self.name}.csv" if self.folder else None}
+        settled, taken = settle_bfloat16(self.config.training, self.model, **self.batches, checkpoint=checkpoint)
         if taken:
             each = ", ".join(f"{way} {1e3 * seconds:.0f} ms" for way, seconds in taken.items())
             print(f"bfloat16 auto: {settled.bfloat16}; forward and backward take {each}")
         self.config = self.config._replace(training=settled)
         config, frames = dataclasses.replace(settled, max_steps_per_epoch=self.epoch), []
         validation = None
-        if config.validate_every and self.data.validation:
+        if (config.validate_every or config.patience) and self.data.validation:
             few = {"blank": vocab_size, "shuffle": False, "similar_lengths": True}
             validation = make_batches(self.data.halves[0][:200], 16, **few)
         more = {"validation": validation, "on_step": self.report, "progress": sys.stderr.isatty()}
@@ -207,8 +212,7 @@ class Experiment:
             row["stories"] = Path(config.text.stories).name
             del row["steps"]  # the budget; the row has the steps that were made
             labels = {"run": name, "model": self.label, "seed": config.training.seed}
-            tables = {"steps": steps, "summary": summarise(steps).assign(**row), "positions": positions}
-            add_tables(name, labels, samples=pd.DataFrame(samples), **tables)
+            add_tables(name, labels, steps, summarise(steps).assign(**row), positions, pd.DataFrame(samples))
 
 
 def run(args: argparse.Namespace, given: Sequence[str] = ()) -> None:
@@ -240,9 +244,11 @@ def train_models(config: Config, device: torch.device, rank: int, inert: Sequenc
     print("\n".join(data.notes))
     config = config._replace(sample=dataclasses.replace(config.sample, prompt=config.sample.prompt or data.opening))
     longest = longest_text(data, config)  # an unknown word of the prompt is an error now, not later
-    with torch.device("meta"):
-        for name in config.model.models:
-            build_model(name, config.model, data.vocab_size, longest)
+    for name in config.model.models:
+        with torch.device("meta"):
+            model = build_model(name, config.model, data.vocab_size, longest)
+        if (path := checkpoint_of(name, config)) and path.exists():
+            check_shapes(path, read_checkpoint(path), model)
     for name in config.model.models:
         Experiment(name, data, config, device, rank).run()
 
@@ -254,7 +260,7 @@ def in_one_line(error: Exception) -> str:
         size = re.search(r"allocate (\d+) bytes", text)
         needed = f": {int(size[1]) / 1e9:.1f} GB at once" if size else ""
         return f"not enough memory{needed}; take fewer or smaller batches, blocks, layers, or stories"
-    if re.search("file write failed|unexpected pos|No space left", str(error)):
+    if re.search("file write failed|unexpected pos|No space left|File too large", str(error)):
         return "a file could not be written whole: is the disk full? What was there before is left as it was"
     return text
 
@@ -269,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
             run(args, [*given])
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError, SafetensorError) as error:
         parser.error(in_one_line(error))
     except KeyboardInterrupt:
         parser.exit(130, "stopped\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import matplotlib
 import torch
 
 from workbook import gallery, plots, readme, record, site
-from workbook.config import SampleConfig, add_options, read_config
+from workbook.config import Parser, SampleConfig, add_options, read_config
 from workbook.experiment import load_trained
 from workbook.generation import draw_samples
 from workbook.records import load_runs, output_folder, short
@@ -42,6 +43,8 @@ def write_readme(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw samples from the weights that a training with --output_dir has saved."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # samples may hold bytes that a terminal cannot show
     model, tokenizer, opening = load_trained(args.weights)
     config = read_config(SampleConfig, args)
     config = dataclasses.replace(config, prompt=config.prompt or opening)
@@ -57,7 +60,7 @@ def make_record(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workbook", description=__doc__)
+    parser = Parser(prog="python -m workbook", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="figures | site | readme | sample | record")
 
     def add(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
@@ -87,8 +90,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         args.function(args)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        parser.exit(2, f"python -m workbook: {error}\n")
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        parser.error(str(error).splitlines()[0])
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped\n")
 
 
 if __name__ == "__main__":

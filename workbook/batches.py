@@ -135,15 +135,16 @@ class CorpusContexts:
 
 
 def data_hash(batches: Any) -> str:
-    """12 hex digits of the tokens that batches are made of; "" where they cannot be known beforehand."""
+    """12 hex digits of the tokens that batches are made of, and their weights; "" where they cannot be known before."""
     data = getattr(batches, "dataset", batches)
+    weights = getattr(getattr(batches, "sampler", None), "weights", None)  # of each sequence or context
     if isinstance(data, CorpusContexts):
         data = [data.contexts.flatten(), data.target, data.count]
     elif isinstance(data, (list, tuple)) and data and isinstance(data[0], Tensor):
         data = [tokens.flatten() for tokens in data]
     else:
         return ""
-    return tokens_hash(data)
+    return tokens_hash(data if weights is None else [*data, weights])
 
 
 def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:

@@ -41,8 +41,15 @@ NEEDS: dict[str, Callable[[Any], object]] = {  # what an option acts with, and w
     "--models k-gram or --validation_stories": lambda c: "k-gram" in c.model.models or c.text.validation_stories,
     "--input_files": lambda c: c.text.input_files,
     "stories": lambda c: c.text.tinystories_weight or not c.text.input_files,
-    "a text file": lambda c: {*c.text.input_files, c.text.stories if NEEDS["stories"](c) else "hub"} - MADE,
-    "--corpus_contexts": lambda c: NEEDS["--models k-gram"](c) and c.batch.corpus_contexts is not None,
+    "a text file": lambda c: {*c.text.input_files * (c.text.tinystories_weight < 1), NEEDS["stories"](c) and c.text.stories}
+    - {*MADE, False},
+    "--corpus_contexts and --kgram_k above 1": lambda c: (
+        NEEDS["--models k-gram"](c) and c.batch.corpus_contexts is not None and c.model.kgram_k > 1
+    ),
+    "a model with an embedding, or no --hidden_size": lambda c: (
+        {*c.model.models} - {"k-gram"} or c.model.kgram_net != "one-hot" or c.model.hidden_size is None
+    ),
+    "another vocabulary than characters": lambda c: c.text.vocabulary != "characters",
     "batches of sequences": lambda c: {*c.model.models} - {"k-gram"} or c.batch.corpus_contexts is None,
     "no other budget": lambda c: not (c.training.steps or c.training.budget_seconds or c.training.budget_tokens),
     "--validation_stories": lambda c: c.text.validation_stories,
@@ -63,7 +70,8 @@ def expected(value: Any, rule: Mapping[str, Any]) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ""
     low, high, above = rule["low"], rule["high"], rule["above"]
-    if math.isfinite(value) and low <= value <= high and not (above and value == low):
+    finite = isinstance(value, int) or math.isfinite(value)  # a whole number may be too large for a float
+    if finite and low <= value <= high and not (above and value == low):
         return ""
     start = f"above {low:g}" if above else f"{low:,g}"
     return f"expected {start}" + (f" to {high:,}" if high < math.inf else "" if above else " or more")
@@ -97,7 +105,11 @@ class TextConfig(Options):
         0, "stories held out to measure the loss on, beside Kneser-Ney counts", 0, MANY, needs="stories"
     )
     separator: str | None = option(None, SEPARATOR, choices=(*SEPARATORS, *TABLES), needs="a text file")
-    compact: bool = option(False, "a vocabulary of only the tokens that occur in training; others are no targets")
+    compact: bool = option(
+        False,
+        "a vocabulary of only the tokens that occur in training; others are no targets",
+        needs="another vocabulary than characters",
+    )
     block_size: int = option(128, "tokens of a sequence, from its start", 2, 10**6)
     windows: bool = option(False, "read a text to its end, in windows of --block_size tokens")
     vocabulary: str = option("gpt2", VOCABULARY, choices=("gpt2", "bytes", "characters"))
@@ -108,7 +120,13 @@ class ModelConfig(Options):
     """models"""
 
     models: tuple[str, ...] = option(("LSTM", "k-gram"), "which to train, one after the other", choices=MODELS)
-    embed_size: int = option(64, "width of an embedding, and of the Transformer throughout", 1, 10**6)
+    embed_size: int = option(
+        64,
+        "width of an embedding, and of the Transformer throughout",
+        1,
+        10**6,
+        needs="a model with an embedding, or no --hidden_size",
+    )
     hidden_size: int | None = option(
         None, "width of the hidden layers of k-gram and LSTM (E)", 1, 10**6, needs="--models k-gram or LSTM"
     )
@@ -158,7 +176,7 @@ class BatchConfig(Options):
         "share of --corpus_contexts that show only their newest tokens: regularises",
         0,
         1,
-        needs="--corpus_contexts",
+        needs="--corpus_contexts and --kgram_k above 1",
     )
 
 
@@ -317,6 +335,12 @@ def without_effect(config: Iterable[Options], given: Iterable[str]) -> list[str]
     """Which of the given options change nothing in a configuration (one of each dataclass), and what they act with."""
     needs = {each.name: each.metadata["needs"] for part in config for each in fields(part) if "needs" in each.metadata}
     return [f"--{name} (needs {needs[name]})" for name in needs if name in given and not NEEDS[needs[name]](config)]
+
+
+def text_columns(*configs: type[Options]) -> tuple[str, ...]:
+    """Those of the columns of `run_columns` that hold text."""
+    hints = {name: hint for config in configs for name, hint in get_type_hints(config).items()}
+    return tuple(name for name, hint in hints.items() if {str, Path} & {hint, *get_args(hint)})
 
 
 def run_columns(*configs: Options) -> dict[str, Any]:

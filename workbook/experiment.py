@@ -23,7 +23,7 @@ from workbook.batches import CorpusContexts, make_batches
 from workbook.config import BatchConfig, ModelConfig, TextConfig
 from workbook.counts import KneserNey, mixed_loss, target_windows
 from workbook.notebooks import notebook_module
-from workbook.records import add_to_run
+from workbook.records import ENDINGS, add_to_run
 
 NETS = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
 POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans of the loss by position begin
@@ -86,6 +86,17 @@ def describe(sequences: list[Tensor], sources: Sequence[str], config: TextConfig
     return f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens{separated}"
 
 
+def share_used(
+    texts: Iterable[str], sequences: Iterable[Tensor], tokenizer: Any, sources: Iterable[str], config: TextConfig
+) -> float:
+    """The share of all text in files or stories, in bytes, that is in `texts` and, without windows, their sequences."""
+    whole = [*itertools.chain(*(text.all_texts(source, config.separator) for source in sources))] or texts
+    used: Iterable[bytes] = (tokenizer.decode_bytes(sequence.tolist()) for sequence in sequences)
+    if config.windows:
+        used = map(str.encode, texts)
+    return sum(map(len, used)) / sum(len(each.encode()) for each in whole)
+
+
 def make_compact(data: Data) -> None:
     """The same text in the ids that occur in training."""
     data.sequences, ids = text.compact_vocabulary(data.sequences)
@@ -103,13 +114,14 @@ def encode_shares(data: Data, shares: dict[str, tuple[float, list[str]]], config
         if not sequences:
             raise ValueError(f"{name}: no text has two tokens, one to read and one to predict; give other text")
         data.sequences += sequences
-        data.opening = text.common_opening(data.tokenizer.decode(sequence.tolist()) for sequence in sequences[:100])
+        openings = (data.tokenizer.decode(sequence.tolist()).rstrip("\ufffd") for sequence in sequences[:100])
+        data.opening = text.common_opening(filter(None, openings))  # without a character that is cut in two
         sources = config.input_files if name == "files" else [config.stories]
-        used = text.share_used(shares[name][1], sequences, data.tokenizer)
+        used = share_used(shares[name][1], sequences, data.tokenizer, sources, config)
         data.notes.append(f"{name}: {describe(sequences, sources, config)}, {used:.1%} of the text; share {share:g}")
         if used < 0.5:
-            first = f"the first {config.block_size} tokens of each of {len(sequences)} sequences"
-            data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows uses all of it")
+            first = f"at most {config.block_size} tokens of each of {len(shares[name][1])} texts"
+            data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows, --max_stories use more")
     if len(shares) == 2:
         data.weights = [share / len(part) for share, part in encoded.values() for _ in part]
 
@@ -140,7 +152,7 @@ def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
         if len(data.validation) < 2:
             raise ValueError("one validation story cannot be split in two; give 2 --validation_stories, or more")
         data.notes.append("validation: {} stories to choose by and {} to report on".format(*map(len, data.halves)))
-    if config.compact or config.vocabulary == "characters":
+    if config.compact or config.vocabulary == "characters":  # of the code points few occur
         make_compact(data)
     if data.validation and not all(map(data.targets, data.halves)):
         raise ValueError("half of the validation stories hold no token of the vocabulary to predict; give more of them")
@@ -180,6 +192,8 @@ def build_model(name: str, config: ModelConfig, vocab_size: int, max_length: int
         for module in token_tables:
             torch.nn.init.normal_(module.weight, std=config.table_std)
     if config.embedding_from:
+        if not token_tables:
+            raise ValueError(f"--embedding_from: the {name}'s net has no TokenEmbedding to fill")
         table, own = embedding_table(config.embedding_from), token_tables[0].weight
         if table.shape != own.shape:
             sizes = f"the table in {config.embedding_from} is {tuple(table.shape)}; the {name} needs {tuple(own.shape)}"
@@ -245,8 +259,6 @@ def compiled_parts(model: SequenceModel) -> list[torch.nn.Module]:
 def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dict[str, Any]:
     """What `train` takes of a model's data: its batches, and the loss on them where it is another one."""
     if name == "k-gram" and config.corpus_contexts is not None:
-        if data.weights:
-            raise ValueError("--corpus_contexts takes each sequence once; it cannot mix files and stories by weight")
         contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size)
         options: dict[str, Any] = {"power": config.corpus_contexts, "blanks": config.blanks}
         return {"batches": contexts.batches(config.batch_size, seed=seed, **options), "loss_fn": helpers.context_loss}
@@ -271,9 +283,9 @@ def measure(model: SequenceModel, data: Data) -> tuple[dict[str, float], pd.Data
     return row, pd.DataFrame(helpers.loss_by_position(nats[len(tuning) :], POSITIONS))
 
 
-def add_tables(name: str, labels: dict[str, Any], **tables: pd.DataFrame) -> None:
-    """Enter a run's tables in out/runs: its steps in <name>.csv, others in <name>_<table>.csv."""
-    for ending, table in tables.items():
+def add_tables(name: str, labels: dict[str, Any], *tables: pd.DataFrame) -> None:
+    """Enter a run's tables in out/runs: steps, run rows, losses by position, samples, in a file each (`ENDINGS`)."""
+    for ending, table in zip(ENDINGS, tables, strict=True):
         if len(table):
             labelled = pd.DataFrame(labels, table.index).join(table.drop(columns=[*labels], errors="ignore"))
-            add_to_run(labelled, name if ending == "steps" else f"{name}_{ending}")
+            add_to_run(labelled, f"{name}{ending}")

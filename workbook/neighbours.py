@@ -19,6 +19,8 @@ def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, 
     tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
     if table not in tables:
         raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
+    if outside := [int(token) for token in tokens if not 0 <= token < model.vocab_size]:
+        raise ValueError(f"tokens {outside[:5]} lie outside the table; expected 0 to {model.vocab_size - 1}")
     rows = torch.nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
     ids = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
     cosine = rows[ids] @ rows.t()  # (N, V)

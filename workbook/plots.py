@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbook.records import output_folder
+from workbook.text import write_whole
 
 MODELS = ["one-hot", "embedding", "convolution", "LSTM", "Transformer", "k-gram"]  # each has a style of its own
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9"]  # Okabe & Ito 2008
@@ -141,6 +142,6 @@ def plot_throughput(frame: pd.DataFrame, *, title: str = "", ax: Axes | None = N
 def save_figure(fig: Figure, name: str, folder: Path | None = None) -> list[Path]:
     """Write <name>.png (200 dpi) and .svg into the folder, by default out/figures: the same bytes each time."""
     paths = [(folder or output_folder("figures")) / f"{name}{ending}" for ending in (".png", ".svg")]
-    fig.savefig(paths[0], dpi=200, metadata={"Software": None})
-    fig.savefig(paths[1], metadata={"Date": None})
+    write_whole(paths[0], lambda path: fig.savefig(path, format="png", dpi=200, metadata={"Software": None}))
+    write_whole(paths[1], lambda path: fig.savefig(path, format="svg", metadata={"Date": None}))
     return paths

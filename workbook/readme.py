@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from workbook import findings
 from workbook.records import ROOT, load_runs
+from workbook.text import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -75,5 +76,5 @@ def render(load: findings.Load = load_runs) -> str:
 
 def write_readme(path: Path = ROOT / "README.md") -> Path:
     """Write README.md from the record; the path."""
-    path.write_text(render(), encoding="utf-8")
-    return path
+    text = render()
+    return write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

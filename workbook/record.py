@@ -6,6 +6,7 @@ to data/runs; then it draws figures/ with its captions and writes README.md. Not
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from workbook import gallery, readme
 from workbook.machine import describe_machine
 from workbook.notebooks import FOLDER, execute
 from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
+from workbook.text import write_whole
 
 TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
 RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_every 20 --samples 8 --max_new_tokens 100"
@@ -293,7 +295,7 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
             values = {key: stories if value == "{stories}" else value for key, value in each.parameters.items()}
             notebook, seconds = execute(path, values)
             if not values:
-                nbformat.write(notebook, path)
+                write_whole(path, functools.partial(nbformat.write, notebook))
                 enter_seconds(each.notebook, seconds)
                 files.append("notebooks.csv")
     finally:
@@ -301,7 +303,7 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
         if before is not None:
             os.environ["WORKBOOK_OUT"] = before
     for name in files:
-        shutil.copyfile(runs / name, RECORD / f"{each.prefix}{name}")
+        write_whole(RECORD / f"{each.prefix}{name}", functools.partial(shutil.copyfile, runs / name))
 
 
 def enter_seconds(notebook: str, seconds: float) -> None:
@@ -314,6 +316,7 @@ def enter_seconds(notebook: str, seconds: float) -> None:
 def draw_record() -> str:
     """Draw figures/ with its captions from data/runs, and write README.md."""
     titles = gallery.draw_figures(list(gallery.GALLERY), load_runs, folder=ROOT / "figures")
-    (ROOT / "figures" / "CAPTIONS.md").write_text(gallery.render_captions(titles), encoding="utf-8")
+    captions = gallery.render_captions(titles)
+    write_whole(ROOT / "figures" / "CAPTIONS.md", lambda path: path.write_text(captions, encoding="utf-8"))
     readme.write_readme()
     return f"{len(titles)} figures"

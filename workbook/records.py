@@ -14,11 +14,14 @@ import pandas as pd
 from filelock import FileLock
 from scipy.special import stdtrit
 
+from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig, text_columns
 from workbook.text import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "data" / "runs"
-LABELS = ("run", "model", "way", "setting", "text", "token")  # columns of text, even where all of it are digits
+ENDINGS = ("", "_summary", "_positions", "_samples")  # of the files of a run that the command line records
+LABELS = ("run", "model", "way", "setting", "text", "token", "data_hash")  # text, even where all of it are digits
+OPTIONS = text_columns(TextConfig, ModelConfig, BatchConfig, TrainingConfig)  # in the rows of the command line
 NO_INTERVAL = "one seed: no interval"
 
 
@@ -47,17 +50,25 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def check_name(name: str, keys: Sequence[str] = ("model", "seed")) -> None:
-    """ValueError for a run name that `add_to_run` could not add to, or whose file holds other things."""
-    path = run_file(output_folder("runs"), name)
-    if (RECORD / path.name).exists() and path.parent == ROOT / "out" / "runs":
-        raise ValueError(f"run name {name!r} is one of the record in {short(RECORD)}; choose another")
-    if path.exists() and (missing := set(keys) - {*read_rows(path)}):
-        raise ValueError(f"{short(path)} has no column {', '.join(sorted(missing))}: no run to add to; choose another")
+    """ValueError for a run name whose files (`ENDINGS`) cannot be added to, or hold other things."""
+    folder = output_folder("runs")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{short(folder)} cannot be written to; name another folder in WORKBOOK_OUT")
+    if name.endswith(ENDINGS[1:]):
+        raise ValueError(f"run name {name!r} ends as one of a run's own tables does; choose another")
+    for path in (run_file(folder, f"{name}{ending}" if name else name) for ending in ENDINGS):
+        if (RECORD / path.name).exists() and folder == ROOT / "out" / "runs":
+            raise ValueError(f"run name {name!r} is one of the record in {short(RECORD)}; choose another")
+        if path.exists() and (lacks := set(keys) - {*read_rows(path)}):
+            raise ValueError(f"{short(path)} has no column {', '.join(sorted(lacks))}: no run to add to; choose another")
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """The rows of a run's file. Labels such as 007, 1e3, NA and None come back as they were written."""
-    return pd.read_csv(path, dtype=dict.fromkeys(LABELS, str), keep_default_na=False, na_values=[""])
+    """The rows of a run's file. Labels such as 007, 1e3, NA, None and none at all come back as they were written."""
+    columns = pd.read_csv(path, nrows=0).columns
+    texts = LABELS + (OPTIONS if "models" in columns else ())
+    rows = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+    return rows.fillna({"model": ""})
 
 
 def save_run(frame: pd.DataFrame, name: str) -> Path:

@@ -32,6 +32,7 @@ from pygments.lexers import PythonLexer
 from workbook.notebooks import tags
 from workbook.readme import TEMPLATES, fill_template
 from workbook.records import ROOT, output_folder, short
+from workbook.text import write_whole
 
 SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tags and nbconvert's words for them
 SEARCH = {option: [str(TEMPLATES)] for option in ("extra_template_basedirs", "extra_template_paths")}  # of nbconvert
@@ -42,8 +43,9 @@ NEXT_SECTION = r"(?ms)(?<=\n)#.*"  # what a cell of notes goes on with
 class Site:
     """The folder that is written, and the project's files that its pages link to."""
 
-    def __init__(self, output: Path, pages: list[str]):
-        self.output, self.pages = output, pages
+    def __init__(self, output: Path, books: dict[str, str]):
+        self.output, self.books = output, books  # notebooks' files, and their pages
+        self.pages = {"index.html", "slides.html", *books.values()}
         self.files: list[Path] = []
         self.linked: set[str] = set()  # project files, as paths from the root
         self.dead: set[str] = set()  # links without a target, left as plain text
@@ -52,7 +54,8 @@ class Site:
     def write(self, name: str, content: str | bytes) -> None:
         path = self.output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        data = content if isinstance(content, bytes) else content.encode()
+        write_whole(path, lambda partial: partial.write_bytes(data))
         self.files.append(path)
 
     def rewrite(self, text: str, base: str = "notebooks") -> str:
@@ -60,8 +63,8 @@ class Site:
         page = BeautifulSoup(text, "html.parser")
         for picture in page.select("img[src]"):
             address = str(picture["src"])
-            if not urlsplit(address).scheme and (path := ROOT / base / unquote(address)).is_file():
-                data = base64.b64encode(path.read_bytes()).decode()
+            if path := project_file(address, base):
+                data = base64.b64encode((ROOT / path).read_bytes()).decode()
                 picture["src"] = f"data:{mimetypes.guess_type(path)[0] or 'image/png'};base64,{data}"
         for link in page.select("a[href]"):
             target = self.target(str(link.attrs.pop("href")), base)
@@ -70,17 +73,31 @@ class Site:
 
     def target(self, address: str, base: str) -> str | None:
         """Where a link leads in the site: a notebook's page, a name in code, a copy of another file, or nowhere."""
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:  # half an IPv6 address, for one
+            self.dead.add(address)
+            return None
         if parts.scheme or parts.netloc or not parts.path or parts.path in self.pages:
             return address
-        path = posixpath.normpath(posixpath.join(base, unquote(parts.path)))
-        if path.endswith(".ipynb") and (page := page_name(Path(path))) in self.pages:
+        if page := self.books.get(posixpath.basename(unquote(parts.path))):
             return parts._replace(path=page).geturl()
-        if path.startswith("..") or not (ROOT / path).is_file():
+        if not (path := project_file(address, base)):
             self.dead.add(address)
             return None
         self.linked.add(path)
         return parts._replace(path=f"source/{path}.html" if path.endswith(".py") else f"source/{path}").geturl()
+
+
+def project_file(address: str, base: str) -> str | None:
+    """The project's file that an address means as seen from its folder `base`, as a path from the root, or none."""
+    try:
+        parts = urlsplit(address)
+        path = posixpath.normpath(posixpath.join(base, unquote(parts.path)))
+        inside = not (parts.scheme or parts.netloc or path.startswith(("..", "/"))) and (ROOT / path).is_file()
+    except (ValueError, OSError):  # no address, or a name that no file can have
+        return None
+    return path if inside else None
 
 
 def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
@@ -92,7 +109,10 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
     books = [read_book(path) for path in sorted(Path(folder).glob("[!.]*.ipynb"))]
     if not books:
         raise FileNotFoundError(f"no notebook in {folder}; expected 01_sanity_check.ipynb and so on")
-    site = Site(Path(output), ["index.html", "slides.html", *(book["html"] for book in books)])
+    for number, book in enumerate(books):
+        if book["html"] in [other["html"] for other in books[:number]]:
+            book["html"] = f"{number}-{book['html']}"
+    site = Site(Path(output), {book["name"]: book["html"] for book in books})
     (title, lead), figures = read_readme(), read_figures(ROOT / "figures")
     for figure in figures:
         figure["caption"] = site.rewrite(markdown2html(figure["caption"]), "figures")

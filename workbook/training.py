@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -30,7 +31,7 @@ LossFunction = Callable[[Any, Any], Tensor]  # (model, batch) -> a number
 STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
 STEP_COLUMNS += ["validation_loss"]
 GOES_ON = ["seed", "optimizer", "learning_rate", "schedule", "warm_up_share", "weight_decay", "clip"]  # unchanged
-GOES_ON += ["max_steps_per_epoch"]
+GOES_ON += ["max_steps_per_epoch", "bfloat16"]
 
 
 # ---------------------------------------------------------------- optimisers and the learning rate
@@ -80,8 +81,31 @@ def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of one number over all processes; the number itself where there is one process."""
     if distributed.is_initialized():
         distributed.all_reduce(value)
-        value /= distributed.get_world_size()
+        value /= world_size()
     return value
+
+
+def world_size() -> int:
+    """How many processes have joined."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def random_states(device: torch.device) -> list[dict[str, Tensor]]:
+    """The state of each process's random numbers, which dropout draws from: those of the CPU and those of a GPU."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    every: list[Any] = [own] * world_size()
+    if distributed.is_initialized():
+        distributed.all_gather_object(every, own)
+    return every
+
+
+def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Let this process draw on from one of `random_states`."""
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
 def of_first_process(value: Tensor) -> Tensor:
@@ -140,11 +164,20 @@ def read_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         state = torch.load(path, map_location=device, weights_only=True)
         missing = {"model", "counts", "rows", "optimizers", "random", "order", "best_weights", "bfloat16", "settings"}
         missing -= state.keys()
+    except (OSError, MemoryError, torch.OutOfMemoryError):  # it may well be one
+        raise
     except Exception as error:  # of an empty file, a text, half a file: each has another
         raise ValueError(f"{path} is no checkpoint ({type(error).__name__}); delete it to begin anew") from error
     if missing:
         raise ValueError(f"{path} is no checkpoint: it lacks {', '.join(sorted(missing))}; delete it to begin anew")
     return state
+
+
+def check_shapes(path: Path, state: Mapping[str, Any], model: SequenceModel) -> None:
+    """ValueError where the weights of a checkpoint are not those of a model."""
+    saved, own = ({name: value.shape for name, value in each.items()} for each in (state["model"], model.state_dict()))
+    if saved != own:
+        raise ValueError(f"{path} is of another model; give the sizes it was made with, or delete it")
 
 
 class Replica(nn.Module):
@@ -154,7 +187,7 @@ class Replica(nn.Module):
     def __init__(self, model: SequenceModel, loss_fn: LossFunction):
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
-        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.rank, self.world_size = distributed.get_rank(), world_size()
 
     def forward(self, batch: Tensor | ContextBatch) -> Tensor:
         part, share = shard(batch, self.rank, self.world_size, self.model.blank)
@@ -297,47 +330,52 @@ class Trainer:
         leads, validate_every = not self.rank, self.config.validate_every or 100
         row = self.step(batch)
         self.record(row)
-        if leads and validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0):
+        due = validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0)
+        if due and leads:
             self.validate(validation)
+        if due:  # the first process's patience is everybody's
+            no_better = torch.tensor(self.counts["no_better"], device=self.model.device)
+            self.counts["no_better"] = int(of_first_process(no_better))
         if leads and log and row["step"] % self.config.log_every == 0:
             self.write_rows(log, self.rows[-1:], "a")
         if row["step"] % self.config.save_every == 0:
             self.save()
         return row
 
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """What a training has to go on with: options, the size of its batches, a hash of what it learns from."""
-        options = {name: getattr(self.config, name) for name in GOES_ON}
+        options = {name: getattr(self.config, name) for name in GOES_ON} | {"dropout": self.model.dropout.p}
         sampler = getattr(self.batches, "batch_sampler", None)
         return options | {"batch_size": getattr(sampler, "batch_size", None), "text": data_hash(self.batches)}
 
     def save(self) -> None:
         """All that the next step depends on, in one file that is never half written."""
-        if self.path and not self.rank:
+        if self.path is None:
+            return
+        random = random_states(self.model.device)
+        if not self.rank:
             state: dict[str, Any] = {"model": self.model.state_dict(), "counts": self.counts, "rows": self.rows}
             state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
-            state |= {"random": torch.get_rng_state(), "order": self.order, "best_weights": self.best_weights}
-            state |= {"bfloat16": self.config.bfloat16, "settings": self.settings()}
+            state |= {"random": random, "order": self.order, "best_weights": self.best_weights}
+            state |= {"bfloat16": self.config.bfloat16, "settings": self.settings}
             write_whole(self.path, lambda path: torch.save(state, path))
 
     def load(self) -> None:
         """Go on from the checkpoint, where there is one. ValueError where it is of another model, text or option."""
         if self.path is None or not self.path.exists():
             return
-        state, now = read_checkpoint(self.path, self.model.device), self.settings()
+        state, now = read_checkpoint(self.path, self.model.device), self.settings
         changed = [f"{name} {was}, now {now[name]}" for name, was in state["settings"].items() if was != now[name]]
         if changed:
             raise ValueError(f"{self.path} was made with {'; '.join(changed)}; go on with the same, or elsewhere")
-        try:
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{self.path} is of another model; give the sizes it was made with, or delete it"
-            ) from error
+        check_shapes(self.path, state, self.model)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.counts, self.rows, self.best_weights = state["counts"], state["rows"], state["best_weights"]
-        torch.set_rng_state(state["random"].cpu())  # of dropout
+        if len(state["random"]) == world_size():  # with more or fewer processes dropout is another one
+            set_random_states(state["random"][self.rank], self.model.device)
         self.order = state["order"].cpu() if state["order"] is not None else None
 
     def share(self) -> None:
@@ -395,7 +433,9 @@ class StopSignal:
     def came(self, device: torch.device) -> bool:
         """Whether to stop, which all processes do after the same step."""
         if distributed.is_initialized():
-            return mean_over_processes(torch.tensor(float(self.number), device=device)).item() > 0
+            number = torch.tensor(self.number, device=device)
+            distributed.all_reduce(number, distributed.ReduceOp.MAX)
+            self.number = max(self.number, int(number))
         return self.number > 0
 
     def end(self, frame: pd.DataFrame, message: str) -> pd.DataFrame:
@@ -439,8 +479,8 @@ def train(
     model, text, batch size or option.
     """
     trainer = Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fn, checkpoint=checkpoint)
-    trainer.load()
     trainer.share()
+    trainer.load()
     leads = not trainer.rank
     if log and leads:
         trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // config.log_every], "w")
