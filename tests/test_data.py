@@ -1,8 +1,11 @@
 """Tokenizer, 3seqs.txt, text files of all kinds, splits and stories."""
 
+import dataclasses
 import json
 import math
+import os
 import re
+import warnings
 
 import pandas as pd
 import pytest
@@ -10,7 +13,9 @@ import torch
 
 import helpers
 from workbook.batches import CorpusContexts, make_batches, pad_batch, split_sequences
+from workbook.config import TextConfig, make_parser, read_config
 from workbook.counts import KneserNey, loss_floor
+from workbook.experiment import read_text
 from workbook.text import (
     TABLES,
     CompactTokenizer,
@@ -27,7 +32,6 @@ from workbook.text import (
     read_texts,
     renumber,
     separator_of,
-    share_used,
     write_3seqs,
 )
 
@@ -67,9 +71,23 @@ def test_line_ends_marks_and_empty_lines(tmp_path, tokenizer):
         assert read(tmp_path, content, tokenizer) == plain
 
 
-def test_only_line_ends_end_a_line(tmp_path, tokenizer):
-    odd = "a b\x0cc\u2028d e"  # a form feed and a line separator
-    assert read(tmp_path, odd.encode(), tokenizer) == [tokenizer.encode(odd)]
+@pytest.mark.parametrize("mark", ["\r", "\x0b", "\x0c", "\x85", "\u2028", "\ufeff", "\x1a"])
+def test_only_line_ends_end_a_line(tmp_path, tokenizer, mark):
+    odd = f"a b{mark}c d"
+    assert read(tmp_path, f"\ufeff{odd}\r\ne f".encode(), tokenizer) == [*map(tokenizer.encode, (odd, "e f"))]
+
+
+@pytest.mark.parametrize("name", ["tale[1].txt", "tale*.txt", "tale?.txt", "#1 {x} $HOME %s.txt", "builtin.txt"])
+def test_the_file_is_the_one_that_was_named_as_it_is_now(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for other in ("tale1.txt", "tale.txt", "tale2.txt"):
+        (tmp_path / other).write_text("\n".join(f"other {number}" for number in range(9)))
+    for word in ("first", "again"):  # rewritten with the old time
+        (tmp_path / name).write_text("\n".join(f"{word} {number}" for number in range(9)))
+        os.utime(tmp_path / name, (1e9, 1e9))
+        found = load_stories(name) + load_stories(name, "validation")
+        assert sorted(found) == [f"{word} {number}" for number in range(9)]
+        assert read_texts(name)[0] == [f"{word} {number}" for number in range(9)]
 
 
 def test_endoftext_is_one_real_token(tmp_path, tokenizer):
@@ -131,7 +149,7 @@ def test_blocks_are_cut_at_their_size(tmp_path, tokenizer):
         read(tmp_path, b"0 1 2\n", tokenizer, block_size=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"!\n?\n", b"\xff\xfe\x00a", b"\x89PNG\x00\x01", b"caf\xe9 au lait"])
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"!\n?\n", "a b\nc d".encode("utf-16"), b"a\0b c", b"\x89PNG\x00\x01", b"caf\xe9 au lait"])
 def test_unusable_files_are_named(tmp_path, tokenizer, content):
     with pytest.raises(ValueError, match=r"text\.txt"):
         read(tmp_path, content, tokenizer)
@@ -435,13 +453,32 @@ def test_windows_hold_each_token_and_make_each_a_target_once(tokenizer, tmp_path
         assert found[0].tolist() + found[1][1:].tolist() + found[2][1:].tolist() == whole
 
 
-def test_half_a_text_is_half(tokenizer):
-    texts = ["cat cat cat cat"]
-    assert share_used(texts, encode_texts(texts, tokenizer, 2), tokenizer) == pytest.approx(7 / 15)
-    assert share_used(texts, encode_texts(texts, tokenizer, 9), tokenizer) == 1
+def test_the_share_of_a_text_that_is_used_is_said(tmp_path):
+    (tmp_path / "cats.txt").write_text("cat cat cat cat\nsun sun\n" * 2)
+    (tmp_path / "tales.txt").write_text("\n".join(f"Tale {number:03}" for number in range(100)))
+    for options, share in {
+        "--block_size 2": 28 / 44,  # "cat cat" and "sun sun", twice
+        "--block_size 4": 1,
+        "--block_size 2 --windows": 1,
+        "--tinystories_weight 1 --max_stories 10 --stories tales.txt --separator lines": 0.1,
+    }.items():
+        options = options.replace("tales", str(tmp_path / "tales"))
+        args = make_parser(TextConfig).parse_args(["--input_files", str(tmp_path / "cats.txt"), "--tinystories_weight", "0", *options.split()])
+        with warnings.catch_warnings(action="ignore"):
+            data = read_text(read_config(TextConfig, args), 3)
+        assert f", {share:.1%} of the text" in data.notes[0]
+        assert any(note.startswith(f"note: only {share:.1%}") for note in data.notes) == (share < 0.5)
 
 
-ROWS = [{"id": 1, "text": 'One, "two"\nthree'}, {"id": 2, "text": "NA"}, {"id": 3, "text": " "}]
+def test_samples_begin_with_whole_characters(tmp_path):
+    (tmp_path / "text.txt").write_text("\u732b" * 50, encoding="utf-8")  # three bytes each, no blanks
+    for vocabulary in ("gpt2", "bytes"):
+        config = TextConfig(input_files=(str(tmp_path / "text.txt"),), tinystories_weight=0, block_size=5, vocabulary=vocabulary)
+        data = read_text(dataclasses.replace(config, compact=True), 3)
+        assert data.opening == "\u732b" * len(data.opening) and data.tokenizer.encode(data.opening)
+
+
+ROWS = [{"id": 1, "text": 'One, "two"\nthree'}, {"id": 2, "text": "NA"}, {"id": 3, "text": " "}, {"id": 4, "text": None}]
 
 
 @pytest.mark.parametrize("kind", TABLES)

@@ -87,6 +87,24 @@ def test_names_that_cannot_be_added_to_are_refused_beforehand(tmp_path, monkeypa
         check_name("kgram_speed")
 
 
+def test_a_name_is_free_for_all_tables_of_a_run(workbook_out):
+    save_run(pd.DataFrame({"text": ["a"], "seed": [1]}), "mine_samples")
+    with pytest.raises(ValueError, match=r"mine_samples\.csv has no column model"):
+        check_name("mine")
+    with pytest.raises(ValueError, match="ends as one of a run's own tables does"):
+        check_name("mine_summary")
+    with pytest.raises(ValueError, match="expected 200 bytes or fewer"):
+        check_name("x" * 195)  # with _samples it is longer
+
+
+def test_options_and_hashes_of_digits_are_text(workbook_out):
+    row = {"model": "007", "seed": 0, "models": "LSTM", "stories": "1984", "input_files": "007", "data_hash": "12345e678901"}
+    save_run(pd.DataFrame([row]), "digits")
+    assert load_runs("digits", own=True).iloc[0].to_dict() == row
+    save_run(pd.DataFrame({"stories": [7], "head": [0.5]}), "counts")  # no options
+    assert load_runs("counts", own=True)["stories"].tolist() == [7]
+
+
 def test_a_file_comes_into_being_whole_and_as_readable_as_others(tmp_path):
     path = tmp_path / "file"
 
@@ -139,7 +157,7 @@ def test_a_run_of_the_same_model_and_seed_takes_the_place_of_the_old_one():
 
 
 @pytest.mark.parametrize(
-    "label", ["007", "1e3", "NA", "None", "nan", "True", " padded ", 'a "b", c', "a\nb", "k=1", "2"]
+    "label", ["007", "1e3", "NA", "None", "nan", "True", " padded ", 'a "b", c', "a\nb", "k=1", "2", ""]
 )
 def test_a_label_survives_and_the_same_run_twice_is_one_row(label):
     rows = pd.DataFrame({"run": [label], "model": [label], "seed": [0], "loss": [math.nan]})

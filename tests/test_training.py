@@ -419,7 +419,7 @@ def interrupt_in(monkeypatch, owner, name, call):
         (Trainer, "record", 9, 9),
         (training, "evaluate", 2, 12),
         (torch, "save", 1, 7),
-        (pathlib.Path, "replace", 1, 7),
+        (pathlib.Path, "replace", 2, 7),  # one for the head of the log
         (pd.DataFrame, "to_csv", 9, 8),  # one for the head of the log
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -68,7 +68,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     columns = pd.read_csv(path, nrows=0).columns
     texts = LABELS + (OPTIONS if "models" in columns else ())
     rows = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
-    return rows.fillna({"model": ""})
+    return rows.fillna({"run": "", "model": ""})
 
 
 def save_run(frame: pd.DataFrame, name: str) -> Path:
