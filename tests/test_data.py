@@ -464,7 +464,8 @@ def test_the_share_of_a_text_that_is_used_is_said(tmp_path):
     }.items():
         options = options.replace("tales", str(tmp_path / "tales"))
         args = make_parser(TextConfig).parse_args(["--input_files", str(tmp_path / "cats.txt"), "--tinystories_weight", "0", *options.split()])
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             data = read_text(read_config(TextConfig, args), 3)
         assert f", {share:.1%} of the text" in data.notes[0]
         assert any(note.startswith(f"note: only {share:.1%}") for note in data.notes) == (share < 0.5)

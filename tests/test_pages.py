@@ -233,7 +233,10 @@ def test_odd_cells_do_not_stop_the_site(tmp_path):
     nbformat.write(new_notebook(cells=first), tmp_path / "01 #1 & 100%.ipynb")
     link = "[one](<01 #1 & 100%.ipynb>) [again](01%20%231%20%26%20100%25.ipynb)"
     nbformat.write(new_notebook(cells=[new_markdown_cell(f"# Two $$ _x_\n\n{link}")]), tmp_path / "02.ipynb")
+    odd = new_markdown_cell(f"# Three\n\n[a](http://[x) [b]({'x' * 300}) ![c](http://[y) [d](/etc/passwd)")
+    nbformat.write(new_notebook(cells=[odd]), tmp_path / "01-1-100-.ipynb")  # whose page would have the same name
     site = build(tmp_path / "site", tmp_path)
+    assert site.dead == {"http://[x", "x" * 300, "/etc/passwd"}
     assert [said.split(" (")[0] for said in site.left_out] == [
         "01 #1 & 100%.ipynb, a cell tagged slide-part",
         "01 #1 & 100%.ipynb, a cell tagged slide",
@@ -246,7 +249,7 @@ def test_odd_cells_do_not_stop_the_site(tmp_path):
     assert "<i>$^$ 中文" in one.text and "!ls *.py" in one.text and "$5 or" in one.text
     assert two.find("a", string="again")["href"] == "01-1-100-.html"
     cards = BeautifulSoup((tmp_path / "site" / "index.html").read_text(encoding="utf-8"), "html.parser").select(".card")
-    assert [card["href"] for card in cards] == ["01-1-100-.html", "02.html"]
+    assert [card["href"] for card in cards] == ["01-1-100-.html", "1-01-1-100-.html", "02.html"]
 
 
 def test_the_command_writes_where_it_is_told_and_says_what_is_wrong(tmp_path, monkeypatch, capsys):
