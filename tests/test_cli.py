@@ -412,7 +412,10 @@ def test_an_option_without_effect_changes_nothing_and_is_named(pico_llm, run, us
     others = [choice for choice in field.metadata.get("choices", ()) if choice != field.default]
     value = "" if isinstance(field.default, bool) else VALUES.get(field.name, [*others, "2"][0])
     if field.name == "validation_stories":
-        assert "needs stories to train on" in fails(pico_llm, capsys, [*shlex.split(without), "--validation_stories", "2"])[0]
+        assert (
+            "needs stories to train on"
+            in fails(pico_llm, capsys, [*shlex.split(without), "--validation_stories", "2"])[0]
+        )
         return
     before = usual(without)
     capsys.readouterr()
@@ -492,7 +495,9 @@ def test_saved_weights_write_what_the_training_wrote_in_the_end(run, tmp_path, c
 @pytest.mark.parametrize("blocks, whole", [(0, 0), (1000, 0), (4000, 0), (6000, 1)])  # of 1,024 bytes
 def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_files(tmp_path, blocks, whole):
     """Nothing can be written; no checkpoint of 4.8 MB; no weights beside a checkpoint; all of it."""
-    words = shlex.join([sys.executable, "pico-llm.py", *shlex.split(QUICK), "--output_dir", str(tmp_path), "--record", "x"])
+    words = shlex.join(
+        [sys.executable, "pico-llm.py", *shlex.split(QUICK), "--output_dir", str(tmp_path), "--record", "x"]
+    )
     command, here = ["bash", "-c", f"ulimit -f {blocks}; exec {words}"], {**os.environ, "WORKBOOK_OUT": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=here, capture_output=True, text=True, timeout=120)
     said = done.stderr.splitlines()
@@ -509,7 +514,9 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_files(tmp_path, bloc
 def test_a_place_that_cannot_be_is_said_in_one_line(pico_llm, capsys, tmp_path, option, path):
     (tmp_path / "file").touch()
     path = path.format(file=tmp_path / "file", long=tmp_path / ("x" * 300))
-    error, printed = fails(pico_llm, capsys, [f"--{option}", path, "--tinystories_weight", str(int(option == "stories"))])
+    error, printed = fails(
+        pico_llm, capsys, [f"--{option}", path, "--tinystories_weight", str(int(option == "stories"))]
+    )
     assert "epoch 1" not in printed and len(error) < 900
 
 

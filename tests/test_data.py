@@ -149,7 +149,9 @@ def test_blocks_are_cut_at_their_size(tmp_path, tokenizer):
         read(tmp_path, b"0 1 2\n", tokenizer, block_size=1)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"!\n?\n", "a b\nc d".encode("utf-16"), b"a\0b c", b"\x89PNG\x00\x01", b"caf\xe9 au lait"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", b"!\n?\n", "a b\nc d".encode("utf-16"), b"a\0b c", b"\x89PNG\x00\x01", b"caf\xe9 au lait"]
+)
 def test_unusable_files_are_named(tmp_path, tokenizer, content):
     with pytest.raises(ValueError, match=r"text\.txt"):
         read(tmp_path, content, tokenizer)
@@ -463,7 +465,9 @@ def test_the_share_of_a_text_that_is_used_is_said(tmp_path):
         "--tinystories_weight 1 --max_stories 10 --stories tales.txt --separator lines": 0.1,
     }.items():
         options = options.replace("tales", str(tmp_path / "tales"))
-        args = make_parser(TextConfig).parse_args(["--input_files", str(tmp_path / "cats.txt"), "--tinystories_weight", "0", *options.split()])
+        args = make_parser(TextConfig).parse_args(
+            ["--input_files", str(tmp_path / "cats.txt"), "--tinystories_weight", "0", *options.split()]
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = read_text(read_config(TextConfig, args), 3)
@@ -474,12 +478,19 @@ def test_the_share_of_a_text_that_is_used_is_said(tmp_path):
 def test_samples_begin_with_whole_characters(tmp_path):
     (tmp_path / "text.txt").write_text("\u732b" * 50, encoding="utf-8")  # three bytes each, no blanks
     for vocabulary in ("gpt2", "bytes"):
-        config = TextConfig(input_files=(str(tmp_path / "text.txt"),), tinystories_weight=0, block_size=5, vocabulary=vocabulary)
+        config = TextConfig(
+            input_files=(str(tmp_path / "text.txt"),), tinystories_weight=0, block_size=5, vocabulary=vocabulary
+        )
         data = read_text(dataclasses.replace(config, compact=True), 3)
         assert data.opening == "\u732b" * len(data.opening) and data.tokenizer.encode(data.opening)
 
 
-ROWS = [{"id": 1, "text": 'One, "two"\nthree'}, {"id": 2, "text": "NA"}, {"id": 3, "text": " "}, {"id": 4, "text": None}]
+ROWS = [
+    {"id": 1, "text": 'One, "two"\nthree'},
+    {"id": 2, "text": "NA"},
+    {"id": 3, "text": " "},
+    {"id": 4, "text": None},
+]
 
 
 @pytest.mark.parametrize("kind", TABLES)

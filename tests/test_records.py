@@ -98,7 +98,14 @@ def test_a_name_is_free_for_all_tables_of_a_run(workbook_out):
 
 
 def test_options_and_hashes_of_digits_are_text(workbook_out):
-    row = {"model": "007", "seed": 0, "models": "LSTM", "stories": "1984", "input_files": "007", "data_hash": "12345e678901"}
+    row = {
+        "model": "007",
+        "seed": 0,
+        "models": "LSTM",
+        "stories": "1984",
+        "input_files": "007",
+        "data_hash": "12345e678901",
+    }
     save_run(pd.DataFrame([row]), "digits")
     assert load_runs("digits", own=True).iloc[0].to_dict() == row
     save_run(pd.DataFrame({"stories": [7], "head": [0.5]}), "counts")  # no options

@@ -41,8 +41,9 @@ NEEDS: dict[str, Callable[[Any], object]] = {  # what an option acts with, and w
     "--models k-gram or --validation_stories": lambda c: "k-gram" in c.model.models or c.text.validation_stories,
     "--input_files": lambda c: c.text.input_files,
     "stories": lambda c: c.text.tinystories_weight or not c.text.input_files,
-    "a text file": lambda c: {*c.text.input_files * (c.text.tinystories_weight < 1), NEEDS["stories"](c) and c.text.stories}
-    - {*MADE, False},
+    "a text file": lambda c: (
+        {*c.text.input_files * (c.text.tinystories_weight < 1), NEEDS["stories"](c) and c.text.stories} - {*MADE, False}
+    ),
     "--corpus_contexts and --kgram_k above 1": lambda c: (
         NEEDS["--models k-gram"](c) and c.batch.corpus_contexts is not None and c.model.kgram_k > 1
     ),

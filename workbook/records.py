@@ -60,7 +60,9 @@ def check_name(name: str, keys: Sequence[str] = ("model", "seed")) -> None:
         if (RECORD / path.name).exists() and folder == ROOT / "out" / "runs":
             raise ValueError(f"run name {name!r} is one of the record in {short(RECORD)}; choose another")
         if path.exists() and (lacks := set(keys) - {*read_rows(path)}):
-            raise ValueError(f"{short(path)} has no column {', '.join(sorted(lacks))}: no run to add to; choose another")
+            raise ValueError(
+                f"{short(path)} has no column {', '.join(sorted(lacks))}: no run to add to; choose another"
+            )
 
 
 def read_rows(path: Path) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def load_tokenizer() -> tiktoken.Encoding:
     usual = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = ""  # no copy of them in a folder that may not be readable
     try:
-        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, tables))
+        ranks = data_gym_to_mergeable_bpe_ranks(str(tables[0]), str(tables[1]))
     finally:
         del os.environ["TIKTOKEN_CACHE_DIR"]
         if usual is not None:
@@ -267,7 +267,7 @@ def read_source(path: str | Path, separator: str | None = None) -> tuple[list[st
 
 
 def all_texts(source: str | Path, separator: str | None = None) -> list[str]:
-    """The texts of a file or of a folder's train.txt, however many are taken; none where they are made, or the hub's."""
+    """The texts of a file or of a folder's train.txt, however many are taken; none where they are made."""
     if source in GRAMMARS or source == "hub":
         return []
     return _folder_stories(source, separator, "train") if Path(source).is_dir() else read_texts(source, separator)[0]

@@ -330,10 +330,9 @@ class Trainer:
         leads, validate_every = not self.rank, self.config.validate_every or 100
         row = self.step(batch)
         self.record(row)
-        due = validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0)
-        if due and leads:
-            self.validate(validation)
-        if due:  # the first process's patience is everybody's
+        if validation is not None and (self.progress >= 1 or row["step"] % validate_every == 0):
+            if leads:
+                self.validate(validation)  # and the first process's patience is everybody's
             no_better = torch.tensor(self.counts["no_better"], device=self.model.device)
             self.counts["no_better"] = int(of_first_process(no_better))
         if leads and log and row["step"] % self.config.log_every == 0:
