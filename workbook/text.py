@@ -30,7 +30,7 @@ GRAMMARS = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"
 MOST_MADE = 1_000_000  # stories of a grammar
 TABLES: dict[str, Callable[..., pd.DataFrame]] = {  # files of rows, whose column "text" is read
     "csv": functools.partial(pd.read_csv, dtype=str, keep_default_na=False),
-    "jsonl": functools.partial(pd.read_json, lines=True, dtype=False, convert_dates=False),
+    "jsonl": functools.partial(pd.read_json, lines=True, dtype=False),
     "parquet": pd.read_parquet,
 }
 SEPARATORS = {"lines": r"\n", "paragraphs": r"\n\s*\n", ENDOFTEXT: re.escape(ENDOFTEXT)}  # of the texts in a file
