@@ -233,7 +233,9 @@ def test_odd_cells_do_not_stop_the_site(tmp_path):
     nbformat.write(new_notebook(cells=first), tmp_path / "01 #1 & 100%.ipynb")
     link = "[one](<01 #1 & 100%.ipynb>) [again](01%20%231%20%26%20100%25.ipynb)"
     nbformat.write(new_notebook(cells=[new_markdown_cell(f"# Two $$ _x_\n\n{link}")]), tmp_path / "02.ipynb")
-    odd = new_markdown_cell(f"# Three\n\n<a href='http://[x'>a</a> [b]({'x' * 300}) [c](/etc/passwd)\n\n<img src='http://[y'>")
+    odd = new_markdown_cell(
+        f"# Three\n\n<a href='http://[x'>a</a> [b]({'x' * 300}) [c](/etc/passwd)\n\n<img src='http://[y'>"
+    )
     nbformat.write(new_notebook(cells=[odd]), tmp_path / "01-1-100-.ipynb")  # whose page would have the same name
     site = build(tmp_path / "site", tmp_path)
     assert site.dead == {"01%20#1%20&%20100%.ipynb", "http://[x", "x" * 300, "/etc/passwd"}

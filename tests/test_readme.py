@@ -27,7 +27,7 @@ SETTINGS = [
     "k=3",
 ]
 SETTINGS += ["hidden 256", '" 1"', '" 2"', '"0"', "p = 0.6", "p = 0.4", "p = 0.5", "p = 1", "32 rows", "token t+1"]
-SETTINGS += ["GPT-2", "bfloat16"]  # names
+SETTINGS += ["GPT-2", "bfloat16", "UTF-8"]  # names
 
 
 def read(name, folder="runs/"):

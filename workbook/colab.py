@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from workbook.records import ROOT
+from workbook import ROOT
 
 LEFT_OUT = {"torch", "jupyter", "nbval", "pytest", "hypothesis", "sphinx-revealjs"}  # Colab's own, or for tests
 

@@ -14,10 +14,10 @@ import pandas as pd
 from filelock import FileLock
 from scipy.special import stdtrit
 
+from workbook import ROOT
 from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig, text_columns
 from workbook.text import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "data" / "runs"
 ENDINGS = ("", "_summary", "_positions", "_samples")  # of the files of a run that the command line records
 LABELS = ("run", "model", "way", "setting", "text", "token", "data_hash")  # text, even where all of it are digits

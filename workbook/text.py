@@ -25,7 +25,9 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
 from tqdm.auto import tqdm
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+from workbook import ROOT
+
+DATA = ROOT / "data"
 GRAMMARS = {"builtin": "story_grammar.json", "small": "story_grammar_small.json"}
 MOST_MADE = 1_000_000  # stories of a grammar
 TABLES: dict[str, Callable[..., pd.DataFrame]] = {  # files of rows, whose column "text" is read
