@@ -57,7 +57,7 @@ def test_there_are_options_of_all_kinds_and_no_name_comes_twice():
 def test_each_field_is_an_option_with_help_and_the_same_default(each, field):
     option = action(field)
     assert option.dest == field.name and option.default == field.default
-    assert len(option.help) > 8 and "%%" not in option.help % {}
+    assert len(option.help) > 8 and "%%" not in option.help % vars(option)
     assert getattr(each(), field.name) == field.default == getattr(parsed(each), field.name)
 
 

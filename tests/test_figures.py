@@ -120,6 +120,7 @@ CAPTIONS = (ROOT / "figures" / "CAPTIONS.md").read_text(encoding="utf-8")
 def drawn(request):
     set_style()
     figure = gallery.draw(request.param, load_runs)
+    figure.set_dpi(200)  # as the files are
     figure.canvas.draw()
     yield request.param, figure
     plt.close(figure)

@@ -277,7 +277,8 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are one line, exit code 2."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        line = message.replace("\n", r"\n")  # of an argument that is quoted
+        self.exit(2, f"{self.prog}: error: {line} (see --help)\n")
 
 
 def make_parser(*configs: type[Options], only_given: bool = False, **options: Any) -> Parser:

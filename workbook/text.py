@@ -372,7 +372,7 @@ def _hub_stories(split: str) -> Iterator[str]:
         rows = datasets.load_dataset("roneneldan/TinyStories", split=split, streaming=True)
         for row in tqdm(rows, f"{split} stories from the hub", unit="story", leave=False):
             yield row["text"].strip()
-    except OSError as error:
+    except Exception as error:  # each version of the libraries has another one for a missing network
         hint = "use the built-in stories (source 'builtin'), or give the path of a local text file"
         raise ConnectionError(f"TinyStories cannot be fetched from the hub ({type(error).__name__}); {hint}") from error
 
