@@ -41,6 +41,7 @@ from workbook.experiment import (
 )
 from workbook.generation import draw_samples
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
+from workbook.neighbours import table_of
 from workbook.records import check_name, summarise
 from workbook.text import write_whole
 from workbook.training import check_shapes, read_checkpoint, settle_bfloat16, train
@@ -247,6 +248,8 @@ def train_models(config: Config, device: torch.device, rank: int, inert: Sequenc
     for name in config.model.models:
         with torch.device("meta"):
             model = build_model(name, config.model, data.vocab_size, longest)
+        if config.sample.monosemantic_enabled:
+            table_of(model, config.sample.monosemantic_enabled)
         if (path := checkpoint_of(name, config)) and path.exists():
             check_shapes(path, read_checkpoint(path), model)
     for name in config.model.models:

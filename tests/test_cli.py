@@ -437,6 +437,10 @@ def fails(pico_llm, capsys, options):
 
 LATER = {  # what would be wrong after some minutes: the options, what the error says
     "a later model": (["--models", "kgram", "transformer", "--n_heads", "3"], "d_model is 8, n_heads 3"),
+    "no embedding": (
+        ["--kgram_net", "one-hot", "--monosemantic_enabled"],
+        "table is 'embedding'; this KGramMLPSeqModel has head",
+    ),
     "a stop text": (["--stop", "a\udcff"], "argument --stop: it is no UTF-8 text"),
     "a prompt": (["--prompt", "a\udcff"], "argument --prompt: it is no UTF-8 text"),
     "an unknown prompt": (["--compact", "--prompt", "cat dog " * 999], "and 1994 more not among the"),

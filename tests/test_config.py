@@ -183,6 +183,14 @@ def test_the_command_line_takes_its_options_from_here():
     assert "make_parser(" in source and "add_argument" not in source
 
 
+def test_an_error_is_one_line_that_can_be_read(capsys):
+    with pytest.raises(SystemExit):
+        make_parser(TrainingConfig, prog="test").parse_args(["a\nb", "c" * 3000, "last"])
+    error = capsys.readouterr().err
+    assert error.startswith(r"test: error: unrecognized arguments: a\nb ccc") and " … " in error and "last" in error
+    assert error.count("\n") == 1 and len(error) < 600
+
+
 def test_a_parser_is_argparse():
     assert isinstance(make_parser(TrainingConfig), argparse.ArgumentParser)
 

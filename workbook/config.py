@@ -278,6 +278,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         line = message.replace("\n", r"\n")  # of an argument that is quoted
+        line = line if len(line) <= 500 else f"{line[:300]} … {line[-150:]}"
         self.exit(2, f"{self.prog}: error: {line} (see --help)\n")
 
 

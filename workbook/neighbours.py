@@ -10,18 +10,27 @@ from torch import Tensor
 from helpers import SequenceModel
 
 
-def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
-    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
+def table_of(model: SequenceModel, table: str) -> Tensor:
+    """The "embedding" of a model, rows that it reads tokens with, or its "head", those that it writes with.
 
-    `table` is "embedding", the rows that the model reads with, or "head", those that it writes with.
+    ValueError for another name, and for a net with a row for each token and place (one-hot), which has no embedding.
     """
     embeddings = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    embeddings = [weight for weight in embeddings if len(weight) == model.vocab_size]
     tables = {"head": model.head.weight} | ({"embedding": embeddings[0]} if embeddings else {})
     if table not in tables:
         raise ValueError(f"table is {table!r}; this {type(model).__name__} has {', '.join(tables)}")
+    return tables[table].detach()
+
+
+def nearest_tokens(model: SequenceModel, tokens: Sequence[int], count: int = 3, table: str = "embedding") -> Tensor:
+    """For each of N tokens the `count` others whose rows in a table have the largest cosine with its own, (N, count).
+
+    `table`: see `table_of`. ValueError for tokens outside it.
+    """
     if outside := [int(token) for token in tokens if not 0 <= token < model.vocab_size]:
         raise ValueError(f"tokens {outside[:5]} lie outside the table; expected 0 to {model.vocab_size - 1}")
-    rows = torch.nn.functional.normalize(tables[table].detach(), dim=1)  # (V, E) or (V, H)
+    rows = torch.nn.functional.normalize(table_of(model, table), dim=1)  # (V, E) or (V, H)
     ids = torch.as_tensor(tokens, dtype=torch.int64, device=rows.device)
     cosine = rows[ids] @ rows.t()  # (N, V)
     cosine.scatter_(1, ids[:, None], -math.inf)
