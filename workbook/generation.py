@@ -22,13 +22,12 @@ Way = Callable[[SequenceModel, Tensor, object], Tensor]  # (model, text (T, 1), 
 def draw_samples(model: SequenceModel, tokenizer, config: SampleConfig, generator: torch.Generator) -> list[dict]:
     """Print a greedy sample and those of each --top_p; below each its annotation, where that is asked for."""
     draw = {"top_k": config.top_k, "temperature": config.temperature, "generator": generator}
-    penalty = {"repetition_penalty": config.repetition_penalty}
     settings: dict[str, dict] = {"greedy": {}} | {f"p = {p}": {"top_p": p, **draw} for p in config.top_p}
     prompt, rows = config.prompt or "", []
     for label in [label for label, setting in settings.items() for _ in range(config.samples if setting else 1)]:
         new: list[int] = []
         options = {"stop": config.stop, "on_token": lambda token, _, new=new: new.append(token), **settings[label]}
-        options |= penalty
+        options["repetition_penalty"] = config.repetition_penalty
         text = generate(model, tokenizer, prompt, config.max_new_tokens, **options)
         rows.append({"setting": label, "text": text})
         print(f"  {label:8s} | {text!r}")

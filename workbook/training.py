@@ -58,8 +58,6 @@ def make_optimizers(model: SequenceModel, config: TrainingConfig) -> list[torch.
     rate, decay = config.learning_rate, config.weight_decay
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)]
     if inner:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, here is {torch.__version__}; use 'adamw'")
         optimizers.append(torch.optim.Muon(inner, 2 * rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
