@@ -39,11 +39,11 @@ from workbook.experiment import (
     read_text,
     start_from_frequencies,
 )
+from workbook.files import write_whole
 from workbook.generation import draw_samples
 from workbook.machine import describe_machine, join_processes, peak_memory, set_up
 from workbook.neighbours import table_of
 from workbook.records import check_name, summarise
-from workbook.text import write_whole
 from workbook.training import check_shapes, read_checkpoint, settle_bfloat16, train
 
 

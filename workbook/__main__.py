@@ -1,4 +1,4 @@
-"""python -m workbook figures | site | readme | sample | record: what is made from runs or weights (see --help)."""
+"""python -m workbook figures | site | readme | sample | stories | record: what is made from runs, weights or texts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from workbook.config import Parser, SampleConfig, add_options, read_config
 from workbook.experiment import load_trained
 from workbook.generation import draw_samples
 from workbook.records import load_runs, output_folder, short
+from workbook.text import write_stories
 
 
 def draw_figures(args: argparse.Namespace) -> None:
@@ -51,6 +52,13 @@ def sample(args: argparse.Namespace) -> None:
     draw_samples(model, tokenizer, config, torch.Generator().manual_seed(args.seed))
 
 
+def make_stories(args: argparse.Namespace) -> None:
+    """Write a text of any size, made of the halves of a small one's stories: train.txt, and valid.txt with those held
+    out of it."""
+    write_stories(args.folder, args.max_stories, args.stories)
+    print(f"{args.max_stories:,} stories in {short(args.folder / 'train.txt')}")
+
+
 def make_record(args: argparse.Namespace) -> None:
     """Make files of data/runs again, then figures/, captions and README. Without a NAME all of them."""
     if args.list:
@@ -61,7 +69,7 @@ def make_record(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m workbook", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="figures | site | readme | sample | record")
+    commands = parser.add_subparsers(required=True, metavar="figures | site | readme | sample | stories | record")
 
     def add(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, description=function.__doc__)
@@ -75,6 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("weights", type=Path, metavar="FILE", help="a .safetensors file of --output_dir")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (0)")
     add_options(command, SampleConfig)
+    command = add("stories", make_stories)
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="where they go")
+    command.add_argument("--max_stories", type=int, default=2_119_719, metavar="N", help="how many (2,119,719)")
+    command.add_argument(
+        "--stories", default="builtin", metavar="TEXT", help="builtin, small, hub, a file, or a folder"
+    )
     command = add("record", make_record)
     command.add_argument("names", nargs="*", metavar="NAME", help="see --list; default: all")
     command.add_argument("--list", action="store_true", help="print what makes which files, and in how many minutes")

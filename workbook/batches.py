@@ -1,35 +1,39 @@
 """From sequences to batches: a split that is one, padding, the order of the data, and the contexts of a whole text."""
 
+import hashlib
+import math
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
-from helpers import ContextBatch, count_targets, distinct_contexts
-from workbook.counts import target_windows
+from helpers import ContextBatch, count_targets
+from workbook.counts import WindowCounts
+from workbook.sequences import BLOCK, Sequences
 from workbook.text import VOCAB_SIZE, tokens_hash
 
 
-def split_sequences(sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0) -> tuple[list[Tensor], ...]:
+def split_sequences(sequences: Sequence[Tensor], validation: float = 0.1, seed: int = 0) -> tuple[Sequences, Sequences]:
     """Training sequences, and a share of the distinct ones for validation: all copies of one go to one side."""
     if not 0 < validation < 1:
         raise ValueError(f"validation is {validation}; expected a share between 0 and 1")
-    distinct = sorted({tuple(sequence.tolist()) for sequence in sequences})
+    view = Sequences.of(sequences)
+    names = [view[number].numpy().astype(">u4").tobytes() for number in range(len(view))]  # in the order of tuples
+    distinct = sorted({*names})
     if len(distinct) < 2:
         raise ValueError(f"{len(distinct)} distinct sequence cannot be split in two; give more text")
     if len(distinct) < 20:
-        few = f"only {len(distinct)} of {len(sequences)} sequences are distinct: a split of them is no split;"
+        few = f"only {len(distinct)} of {len(view)} sequences are distinct: a split of them is no split;"
         warnings.warn(f"{few} validation measures whether a model guesses a rule that it was never shown", stacklevel=2)
     random.Random(seed).shuffle(distinct)
     held_out = set(distinct[: min(max(1, round(validation * len(distinct))), len(distinct) - 1)])
-    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for sequence in sequences:
-        sides[tuple(sequence.tolist()) in held_out].append(sequence)
-    return sides
+    out = np.array([name in held_out for name in names])
+    return view[~out], view[out]
 
 
 def pad_batch(sequences: Sequence[Tensor], blank: int = VOCAB_SIZE) -> Tensor:
@@ -42,15 +46,16 @@ def pad_batch(sequences: Sequence[Tensor], blank: int = VOCAB_SIZE) -> Tensor:
 class SimilarLengths(BatchSampler):
     """Batches of indices: of every 50 batches' worth in the order of a sampler, neighbours in length come together."""
 
-    def __init__(self, sampler: Sampler[int], batch_size: int, lengths: Sequence[int], generator: torch.Generator):
+    def __init__(self, sampler: Sampler[int], batch_size: int, lengths: np.ndarray, generator: torch.Generator):
         super().__init__(sampler, batch_size, drop_last=False)
         self.lengths, self.generator = lengths, generator
 
     def __iter__(self) -> Iterator[list[int]]:
-        pools = BatchSampler(self.sampler, 50 * self.batch_size, drop_last=False)
-        order = [index for pool in pools for index in sorted(pool, key=self.lengths.__getitem__)]
-        batches = list(BatchSampler(order, self.batch_size, drop_last=False))
-        yield from (batches[n] for n in torch.randperm(len(batches), generator=self.generator).tolist())
+        order = np.fromiter(self.sampler, np.int64)
+        pool = np.arange(len(order)) // (50 * self.batch_size)
+        order = order[np.lexsort((self.lengths[order], pool))]  # of equal lengths the first drawn comes first
+        for number in torch.randperm(-(-len(order) // self.batch_size), generator=self.generator).tolist():
+            yield order[number * self.batch_size :][: self.batch_size].tolist()
 
 
 def make_batches(
@@ -70,36 +75,63 @@ def make_batches(
         raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
     if weights is not None and len(weights) != len(sequences):
         raise ValueError(f"there are {len(weights)} weights for {len(sequences)} sequences; expected one for each")
-    generator = torch.Generator().manual_seed(seed)
-    sampler: Sampler[int] = SequentialSampler(sequences)
+    view, generator = Sequences.of(sequences), torch.Generator().manual_seed(seed)
+    sampler: Sampler[int] = SequentialSampler(view)
     if weights is not None:
-        sampler = WeightedRandomSampler(weights, len(sequences), generator=generator)
+        sampler = Draws(weights, len(view), generator)
     elif shuffle:
-        sampler = RandomSampler(sequences, generator=generator)
+        sampler = RandomSampler(view, generator=generator)
     batches = BatchSampler(sampler, batch_size, drop_last=False)
     if similar_lengths:
-        batches = SimilarLengths(sampler, batch_size, [len(sequence) for sequence in sequences], generator)
-    options: dict[str, Any] = {"dataset": sequences, "generator": generator, "pin_memory": torch.cuda.is_available()}
-    return DataLoader(batch_sampler=batches, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+        batches = SimilarLengths(sampler, batch_size, view.lengths, generator)
+    options: dict[str, Any] = {"generator": generator, "pin_memory": torch.cuda.is_available()}
+    dataset: Any = view
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+
+
+class Draws(Sampler[int]):
+    """Places drawn with replacement, with probabilities ~ weights: those that `torch.multinomial` draws, which ends at
+    2^24 weights, a part at a time."""
+
+    def __init__(self, weights: Any, draws: int, generator: torch.Generator):
+        self.weights, self.draws, self.generator = torch.as_tensor(weights, dtype=torch.float64), draws, generator
+        self.cumulative = self.weights.cumsum(0)
+        self.cumulative /= self.cumulative[-1].item()
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __iter__(self) -> Iterator[int]:
+        for begin in range(0, self.draws, BLOCK):
+            size = min(BLOCK, self.draws - begin)
+            uniform = torch.rand(size, dtype=torch.float64, generator=self.generator)
+            for places in torch.searchsorted(self.cumulative, uniform).split(2**16):
+                yield from places.tolist()
 
 
 class CorpusContexts:
-    """A text as a k-gram needs it: each distinct context (U, k) once, with all its continuations and their counts."""
+    """A text as a k-gram needs it: each distinct context (U, k) once, with all its continuations and their counts.
 
-    def __init__(self, sequences: Iterable[Tensor], k: int, vocab_size: int):
-        self.blank = vocab_size
-        windows = target_windows(sequences, k, vocab_size)
-        self.contexts, index = distinct_contexts(windows[:, :k], vocab_size)
-        pairs, self.count = torch.unique(index * vocab_size + windows[:, k], return_counts=True)
-        self.target = pairs % vocab_size
-        self.total = index.bincount()  # (U,) targets after each context
-        self.edges = torch.searchsorted(pairs, vocab_size * torch.arange(len(self.total) + 1))
+    `memory`, in bytes: see `WindowCounts`.
+    """
+
+    def __init__(self, sequences: Iterable[Tensor], k: int, vocab_size: int, memory: float = math.inf):
+        self.k, self.counted = k, WindowCounts(sequences, k, vocab_size, memory)
+        pairs, self.count = self.counted.tables[-1][0], self.counted.count.int()
+        self.target = (pairs % self.counted.base).int()
+        self.keys, sizes = torch.unique_consecutive(pairs // self.counted.base, return_counts=True)
+        self.counted.tables[-1] = pairs[:0], self.counted.tables[-1][1]  # what is left are the tables of older tokens
+        self.edges = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        sums = torch.cat([torch.zeros(1, dtype=torch.int64), self.counted.count.cumsum(0)])
+        self.total = sums[self.edges].diff()  # (U,) targets after each context
+
+    @property
+    def contexts(self) -> Tensor:
+        """All of them, (U, k)."""
+        return self.counted.decode(self.keys, newest=0)
 
     def __len__(self) -> int:
         return len(self.total)
-
-    def __getitem__(self, number: int) -> int:
-        return number  # of a context: `batches` puts together what follows it
 
     def batches(self, batch_size: int, *, power: float = 0.5, blanks: float = 0.0, seed: int = 0) -> DataLoader:
         """Batches of contexts drawn with probability ~ count^power, each weighted by count^(1 - power).
@@ -110,41 +142,55 @@ class CorpusContexts:
         """
         if not (0 <= power <= 1 and 0 <= blanks <= 1) or batch_size < 1:
             raise ValueError(f"power {power}, blanks {blanks}, batch_size {batch_size}; expected 0 to 1, and 1 or more")
-        k, generator = self.contexts.shape[1], torch.Generator().manual_seed(seed)
-        chance: Any = self.total.double() ** power
-        chance /= chance.sum()
+        generator = torch.Generator().manual_seed(seed)
+        drawn = DrawnContexts(self, power, blanks, generator)
+        rows = BatchSampler(Draws(drawn.chance, len(self), generator), batch_size, drop_last=False)
+        options: dict[str, Any] = {"collate_fn": lambda batch: batch, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(drawn, batch_sampler=rows, generator=generator, **options)
 
-        def collate(chosen: list[int]) -> ContextBatch:
-            rows = torch.tensor(chosen)
-            sizes = self.edges[rows + 1] - self.edges[rows]
-            row = torch.arange(len(rows)).repeat_interleave(sizes)
-            first = self.edges[rows] - (sizes.cumsum(0) - sizes)  # pair number minus place in the batch
-            pair = torch.arange(len(row)) + first[row]
-            weight = 1 / (chance[rows] * len(rows) * self.total.sum())  # one over the draws expected of a row
-            share = (self.count[pair] * weight[row]).float()
-            contexts = self.contexts[rows]
-            if blanks and k > 1:
-                short = torch.rand(len(rows), generator=generator) < blanks
-                hidden = torch.randint(1, k, (len(rows),), generator=generator) * short  # oldest tokens
-                contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], self.blank)
-            return ContextBatch(contexts, row, self.target[pair], share, int(self.total[rows].sum()))
 
-        rows = WeightedRandomSampler(chance, len(self), generator=generator)
-        options: dict[str, Any] = {"dataset": self, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(batch_size=batch_size, sampler=rows, collate_fn=collate, generator=generator, **options)
+class DrawnContexts(Dataset):
+    """What a `DataLoader` takes of the drawn contexts: a whole batch at once."""
+
+    def __init__(self, corpus: CorpusContexts, power: float, blanks: float, generator: torch.Generator):
+        self.corpus, self.power, self.blanks, self.generator = corpus, power, blanks, generator
+        self.chance: Any = corpus.total.double() ** power
+        self.chance /= self.chance.sum()
+        self.targets = corpus.total.sum()
+
+    def __getitems__(self, chosen: list[int]) -> ContextBatch:
+        corpus, k, rows = self.corpus, self.corpus.k, torch.tensor(chosen)
+        sizes = corpus.edges[rows + 1] - corpus.edges[rows]
+        row = torch.arange(len(rows)).repeat_interleave(sizes)
+        first = corpus.edges[rows] - (sizes.cumsum(0) - sizes)  # pair number minus place in the batch
+        pair = torch.arange(len(row)) + first[row]
+        weight = 1 / (self.chance[rows] * len(rows) * self.targets)  # one over the draws expected of a row
+        share = (corpus.count[pair] * weight[row]).float()
+        contexts = corpus.counted.decode(corpus.keys[rows], newest=0)
+        if self.blanks and k > 1:
+            short = torch.rand(len(rows), generator=self.generator) < self.blanks
+            hidden = torch.randint(1, k, (len(rows),), generator=self.generator) * short  # oldest tokens
+            contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], corpus.counted.blank)
+        return ContextBatch(contexts, row, corpus.target[pair].long(), share, int(corpus.total[rows].sum()))
 
 
 def data_hash(batches: Any) -> str:
     """12 hex digits of the tokens that batches are made of, and their weights; "" where they cannot be known before."""
     data = getattr(batches, "dataset", batches)
-    weights = getattr(getattr(batches, "sampler", None), "weights", None)  # of each sequence or context
-    if isinstance(data, CorpusContexts):
-        data = [data.contexts.flatten(), data.target, data.count]
-    elif isinstance(data, (list, tuple)) and data and isinstance(data[0], Tensor):
-        data = [tokens.flatten() for tokens in data]
+    weights = getattr(getattr(getattr(batches, "batch_sampler", None), "sampler", None), "weights", None)
+    if isinstance(data, DrawnContexts):
+        digests = [array_hash(array) for array in (data.corpus.keys, data.corpus.target, data.corpus.count)]
+    elif isinstance(data, (Sequences, list, tuple)) and data and isinstance(data[0], Tensor):
+        digests = [tokens_hash([tokens.flatten() for tokens in data] if isinstance(data, (list, tuple)) else data)]
     else:
         return ""
-    return tokens_hash(data if weights is None else [*data, weights])
+    digests += [] if weights is None else [array_hash(weights)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
+
+
+def array_hash(array: Tensor) -> str:
+    """The SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(array.numpy().data).hexdigest()
 
 
 def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:

@@ -42,6 +42,7 @@ from workbook.findings import KGRAM_K, PARTS
 from workbook.machine import describe_machine, peak_memory, set_up, synchronize, timed
 from workbook.notebooks import notebook_module
 from workbook.records import ROOT
+from workbook.sequences import Sequences
 from workbook.text import (
     VOCAB_SIZE,
     compact_vocabulary,
@@ -106,7 +107,7 @@ class Setting:
     device: str = "cpu"
 
 
-def read_text(text: str, source: str, separator: str | None = None) -> tuple[list[Tensor], Tensor]:
+def read_text(text: str, source: str, separator: str | None = None) -> tuple[Sequences, Tensor]:
     """The training sequences of a text and its first batch (T, B)."""
     tokenizer, block_size = load_tokenizer(), BLOCK_SIZE[text]
     if text == "3seqs.txt":

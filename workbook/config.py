@@ -7,7 +7,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from workbook.text import GRAMMARS, SEPARATORS, TABLES
+from workbook.files import SEPARATORS, TABLES
+from workbook.text import GRAMMARS
 
 C = TypeVar("C", bound="Options")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

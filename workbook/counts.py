@@ -1,11 +1,14 @@
 """Count models: what the next token was after the same last tokens, without a gradient. The baselines of every net."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from workbook.sequences import BLOCK, Sequences
 
 
 def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
@@ -22,18 +25,143 @@ def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
     return surprise / contexts.total()
 
 
+def padded(sequences: Sequences, size: int, blank: int) -> tuple[Tensor, Tensor]:
+    """All tokens with `size` BLANKs before each sequence, and the places of the targets: no first token, nor BLANK."""
+    flat = sequences.flat()
+    if len(flat):
+        low, high = (value.item() for value in flat.aminmax())
+        if low < 0 or high > blank:
+            raise ValueError(f"token ids run from {low} to {high}; expected 0 to {blank - 1}, or {blank} for BLANK")
+    lengths = torch.from_numpy(sequences.lengths)
+    number = torch.arange(len(lengths)).repeat_interleave(lengths)  # of the sequence of each token
+    place = torch.arange(len(flat)) + size * (number + 1)
+    tokens = torch.full((len(flat) + size * len(lengths),), blank)
+    tokens[place] = flat
+    target = flat != blank
+    target[lengths.cumsum(0) - lengths] = False
+    return tokens, place[target]
+
+
+def with_targets(sequences: Iterable[Tensor]) -> Sequences:
+    """Those of two tokens or more. ValueError where there is none."""
+    view = Sequences.of(sequences)
+    view = view[view.lengths > 1]
+    if not len(view):
+        raise ValueError("no sequence has two tokens; expected one or more to count in")
+    return view
+
+
 def target_windows(sequences: Iterable[Tensor], size: int, blank: int) -> Tensor:
     """Each target (not a first token, nor BLANK) after the `size` tokens before it, or BLANK: (M, size + 1)."""
-    before = torch.full((max(size - 1, 0),), blank)
-    sequences = [sequence.cpu() for sequence in sequences if len(sequence) > 1]
-    if not sequences:
-        raise ValueError("no sequence has two tokens; expected one or more to count in")
-    windows = torch.cat([torch.cat([before, s]).unfold(0, size + 1, 1)[1 - len(s) :] for s in sequences])
-    low, high = (value.item() for value in windows.aminmax())
-    if low < 0 or high > blank:
-        raise ValueError(f"token ids run from {low} to {high}; expected 0 to {blank - 1}, or {blank} for BLANK")
-    real = windows[:, -1] != blank
-    return windows if real.all() else windows[real]
+    tokens, targets = padded(with_targets(sequences), size, blank)
+    return tokens.unfold(0, size + 1, 1)[targets - size]
+
+
+class WindowCounts:
+    """The distinct windows of a text (a target and the `size` tokens before it) in order, and how often each occurs.
+
+    A window is one number, its tokens the digits in base V + 1, so that a block of the text is one sort, and blocks are
+    merged. Where the digits of a window do not fit into 63 bits, those of its oldest tokens are counted first and their
+    places in that table take the place of their digits, as often as it needs (`tables`). The text is read in blocks,
+    in a random order: where `memory` (bytes) ends, those read so far are a random part of it, and a warning says so.
+    """
+
+    def __init__(self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf):
+        self.base, self.blank, self.size = vocab_size + 1, vocab_size, size
+        self.tables: list[tuple[Tensor, int]] = []  # keys, and how many of the window's columns are their digits
+        self.count = torch.empty(0, dtype=torch.int64)
+        text = with_targets(sequences)
+        blocks = list(text.blocks())
+        order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0)).tolist()
+        blocks = [blocks[number] for number in order]
+        older: list[Tensor | None] = [None] * len(blocks)  # the place of each window's older columns in the last table
+        begin = 0
+        while begin <= size:
+            rows, end = len(self.tables[-1][0]) if self.tables else 1, begin + 1
+            while end <= size and rows * self.base ** (end + 1 - begin) < 2**63:
+                end += 1
+            blocks, older = self.count_columns(blocks, older, begin, end, memory)
+            begin = end
+        used = sum(int(block.lengths.sum()) for block in blocks) / int(text.lengths.sum())
+        if used < 1:
+            part = f"windows of {size + 1} tokens are counted in a random {used:.1%} of the text"
+            warnings.warn(f"{part}: more do not fit into {memory / 1e9:g} GB (--count_memory)", stacklevel=3)
+
+    def count_columns(
+        self, blocks: list[Sequences], older: list[Tensor | None], begin: int, end: int, memory: float
+    ) -> tuple[list[Sequences], list[Tensor | None]]:
+        """Add the table of columns up to `end`; the blocks that fit into memory, and their windows' places in it."""
+        last, runs, number = end > self.size, Runs(), 0
+        held = sum(8 * len(keys) for keys, _ in self.tables)
+        for number, block in enumerate(blocks):
+            keys, place, count = torch.unique(self.keys(block, older[number], begin, end), True, True, True)
+            held += 0 if last and not self.tables else 4 * int(block.lengths.sum())  # the places
+            if number and held + 80 * (len(keys) + len(runs)) > memory:
+                blocks, older = blocks[:number], older[:number]
+                break
+            runs.add(keys, count)
+        table, self.count = runs.merged()
+        self.tables.append((table, end - begin))
+        if last or len(blocks) == 1:
+            return blocks, [place.int()]
+        for number, block in enumerate(blocks):
+            keys, place = torch.unique(self.keys(block, older[number], begin, end), return_inverse=True)
+            older[number] = torch.searchsorted(table, keys).int()[place]
+        return blocks, older
+
+    def keys(self, block: Sequences, older: Tensor | None, begin: int, end: int) -> Tensor:
+        """For each target of a block, the number of its window's columns up to `end`."""
+        tokens, targets = padded(block, self.size, self.blank)
+        key = torch.zeros_like(targets) if older is None else older.long()
+        for column in range(begin, end):
+            key = key * self.base + tokens[targets - self.size + column]
+        return key
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def decode(self, keys: Tensor, newest: int = 1) -> Tensor:
+        """The windows of keys of the last table, (n, size + 1), or without the target (`newest` 0) their contexts."""
+        columns: list[Tensor] = []
+        for level, (table, digits) in enumerate(reversed(self.tables)):
+            keys = table[keys] if level else keys
+            for _ in range(digits if level else digits - 1 + newest):
+                columns.append(keys % self.base)
+                keys = keys // self.base
+        return torch.stack(columns[::-1], 1) if columns else keys.new_empty(len(keys), 0)
+
+    def windows(self) -> Tensor:
+        """All of them in order, (n, size + 1) int32."""
+        return torch.cat([self.decode(keys).int() for keys in self.tables[-1][0].split(BLOCK)])
+
+
+class Runs:
+    """Sorted runs of distinct keys with their counts, merged as they grow: each key is merged a few times, not in each
+    block anew."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return sum(len(keys) for keys, _ in self.runs)
+
+    def add(self, keys: Tensor, count: Tensor) -> None:
+        self.runs.append((keys, count))
+        while len(self.runs) > 1 and len(self.runs[-2][0]) < 2 * len(self.runs[-1][0]):
+            self.merge()
+
+    def merge(self) -> None:
+        """Make one run of the last two."""
+        pairs = zip(self.runs.pop(), self.runs.pop(), strict=True)
+        keys, counts = (torch.cat(pair) for pair in pairs)
+        keys, place = torch.unique(keys, return_inverse=True)
+        self.runs.append((keys, torch.zeros_like(keys).index_add_(0, place, counts)))
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """All of them as one run."""
+        while len(self.runs) > 1:
+            self.merge()
+        return self.runs[0]
 
 
 class KneserNey:
@@ -41,23 +169,32 @@ class KneserNey:
 
     `order` is the length of an n-gram: order - 1 tokens of context and the next one. Level m knows m tokens of context.
     The highest level counts occurrences; each lower one in how many different longer contexts a pair occurs; below the
-    lowest lies 1 / V. `discounts` (for each level three, for counts of 1, 2 and more) replaces the estimates.
+    lowest lies 1 / V. `discounts` (for each level three, for counts of 1, 2 and more) replaces the estimates. `memory`:
+    see `WindowCounts`.
     """
 
     def __init__(
-        self, sequences: Iterable[Tensor], vocab_size: int, order: int, modified: bool = True, discounts: Sequence = ()
+        self,
+        sequences: Iterable[Tensor],
+        vocab_size: int,
+        order: int,
+        modified: bool = True,
+        discounts: Sequence = (),
+        memory: float = math.inf,
     ):
         if order < 1:
             raise ValueError(f"order is {order}; expected 1 or more")
         self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
-        windows = target_windows(sequences, order - 1, vocab_size)
+        counted = WindowCounts(sequences, order - 1, vocab_size, memory)
+        windows, counts = counted.windows(), counted.count
         # A context's key: base * the place of the context without its oldest token + that token, below M * (V + 1).
         self.context_keys = [torch.zeros(1, dtype=torch.int64)]
         context = torch.zeros(len(windows), dtype=torch.int64)
         for older in windows[:, :-1].flip(1).unbind(1):
             keys, context = torch.unique(context * self.base + older, return_inverse=True)
             self.context_keys.append(keys)
-        pairs, counts = torch.unique(context * self.base + windows[:, -1], return_counts=True)
+        pairs, place = torch.unique(context * self.base + windows[:, -1], return_inverse=True)
+        counts = torch.empty_like(counts).scatter_(0, place, counts)
         self.levels: list[dict[str, Tensor]] = []
         for m in reversed(range(order)):
             given = discounts[m] if discounts else estimate_discounts(counts, modified)

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from safetensors.torch import load_file, load_model
 from torch import Tensor
 
 import helpers
-from helpers import SequenceModel, count_targets
+from helpers import SequenceModel
 from workbook import text
 from workbook.batches import CorpusContexts, make_batches
 from workbook.config import BatchConfig, ModelConfig, TextConfig
 from workbook.counts import KneserNey, mixed_loss, target_windows
 from workbook.notebooks import notebook_module
 from workbook.records import ENDINGS, add_to_run
+from workbook.sequences import Sequences
+from workbook.store import TokenStore, first_copies
 
 NETS = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
 POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans of the loss by position begin
@@ -33,9 +34,9 @@ POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans
 class Data:
     """What is trained on, what is held out for validation, the tokenizer of both, and what was read, in words."""
 
-    sequences: list[Tensor]
-    weights: list[float] | None  # of each sequence, where files and stories are mixed
-    validation: list[Tensor]
+    sequences: Sequences
+    weights: Tensor | None  # of each sequence, where files and stories are mixed
+    validation: Sequences
     tokenizer: Any
     vocab_size: int
     kgram_k: int
@@ -44,14 +45,14 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def halves(self) -> tuple[list[Tensor], list[Tensor]]:
+    def halves(self) -> tuple[Sequences, Sequences]:
         """Validation stories to choose by while training and fit mixtures on, and the others, which losses are of."""
         middle = len(self.validation) // 2
         return self.validation[:middle], self.validation[middle:]
 
-    def targets(self, sequences: Iterable[Tensor]) -> int:
+    def targets(self, sequences: Sequences) -> int:
         """How many tokens of these are to be predicted."""
-        return sum(count_targets(sequence[:, None], self.vocab_size) for sequence in sequences)
+        return int(sequences.targets().counts(self.vocab_size).sum())
 
     @functools.cached_property
     def kneser_ney(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -78,23 +79,20 @@ def weight_of_stories(config: TextConfig) -> float:
     return weight
 
 
-def describe(sequences: list[Tensor], sources: Sequence[str], config: TextConfig) -> str:
-    """How many sequences were read from files or stories, how many are distinct, and what separates them."""
-    distinct = len({tuple(sequence.tolist()) for sequence in sequences})
-    used = {text.separator_of(source, config.separator) for source in sources} - {None}
-    separated = f"; separated by: {', '.join(sorted(map(str, used)))}" if used else ""
-    return f"{len(sequences)} sequences, {distinct} distinct, up to {config.block_size} tokens{separated}"
+def share_used(store: TokenStore, tokenizer: Any, config: TextConfig) -> float:
+    """The share of a text, in bytes, that is in the sequences of these stories."""
+    sizes, lengths = store.texts["bytes"], store.texts["tokens"]
+    cut = lengths > (2**63 if config.windows else config.block_size)
+    counts = store.chosen(cut).sequences(config.block_size).counts(tokenizer.n_vocab)
+    return (int(sizes[~cut & (lengths > 1)].sum()) + text.count_bytes(counts, tokenizer)) / store.whole_bytes
 
 
-def share_used(
-    texts: Iterable[str], sequences: Iterable[Tensor], tokenizer: Any, sources: Iterable[str], config: TextConfig
-) -> float:
-    """The share of all text in files or stories, in bytes, that is in `texts` and, without windows, their sequences."""
-    whole = [*itertools.chain(*(text.all_texts(source, config.separator) for source in sources))] or texts
-    used: Iterable[bytes] = (tokenizer.decode_bytes(sequence.tolist()) for sequence in sequences)
-    if config.windows:
-        used = map(str.encode, texts)
-    return sum(map(len, used)) / sum(len(each.encode()) for each in whole)
+def describe(source: str, store: TokenStore, sequences: Sequences, config: TextConfig) -> str:
+    """How many sequences were read from a file or stories, of how many distinct texts, and what separates them."""
+    separator = text.separator_of(source, config.separator)
+    separated = f"; separated by: {separator}" if separator else ""
+    distinct = len(first_copies(store.texts))
+    return f"{len(sequences)} sequences, {distinct} distinct texts, up to {config.block_size} tokens{separated}"
 
 
 def make_compact(data: Data) -> None:
@@ -107,48 +105,42 @@ def make_compact(data: Data) -> None:
     data.notes.append(f"compact vocabulary: {len(ids)} tokens; {outside}")
 
 
-def encode_shares(data: Data, shares: dict[str, tuple[float, list[str]]], config: TextConfig, encode: Callable) -> None:
-    """Encode files and stories into `data`, with the weight of each sequence, and note what part of them is used."""
-    encoded = {name: (share, encode(texts)) for name, (share, texts) in shares.items()}
-    for name, (share, sequences) in encoded.items():
-        if not sequences:
-            raise ValueError(f"{name}: no text has two tokens, one to read and one to predict; give other text")
-        data.sequences += sequences
-        openings = (data.tokenizer.decode(sequence.tolist()).rstrip("\ufffd") for sequence in sequences[:100])
-        data.opening = text.common_opening(filter(None, openings))  # without a character that is cut in two
-        sources = config.input_files if name == "files" else [config.stories]
-        used = share_used(shares[name][1], sequences, data.tokenizer, sources, config)
-        data.notes.append(f"{name}: {describe(sequences, sources, config)}, {used:.1%} of the text; share {share:g}")
-        if used < 0.5:
-            first = f"at most {config.block_size} tokens of each of {len(shares[name][1])} texts"
-            data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows, --max_stories use more")
-    if len(shares) == 2:
-        data.weights = [share / len(part) for share, part in encoded.values() for _ in part]
+def add_source(data: Data, source: str, share: float, store: TokenStore, config: TextConfig) -> None:
+    """A file or stories into `data`, with a note on what part of them is used."""
+    sequences = store.sequences(config.block_size, config.windows)
+    if not len(sequences):
+        raise ValueError(f"{source}: no text has two tokens, one to read and one to predict; give other text")
+    data.sequences += sequences
+    openings = (data.tokenizer.decode(sequence.tolist()).rstrip("\ufffd") for sequence in sequences[:100])
+    data.opening = text.common_opening(filter(None, openings))  # without a character that is cut in two
+    used = share_used(store, data.tokenizer, config)
+    found = describe(source, store, sequences, config)
+    data.notes.append(f"{text.text_name(source)}: {found}, {used:.1%} of the text; share {share:g}")
+    if used < 0.5:
+        first = f"at most {config.block_size} tokens of each of {len(store)} texts"
+        data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows, --max_stories use more")
 
 
 def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
     """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
     weight = weight_of_stories(config)
-    tokenizer = text.make_tokenizer(config.vocabulary)
-    data = Data([], None, [], tokenizer, tokenizer.n_vocab, kgram_k, config.vocabulary)
-
-    def stories(split: str, limit: int) -> list[str]:
-        return text.load_stories(config.stories, split, limit, separator=config.separator)
-
-    def encode(texts: list[str]) -> list[Tensor]:
-        cache = text.cache_folder() if len(texts) >= 5000 else None  # fewer take less than a second
-        options: dict[str, Any] = {"windows": config.windows, "cache": cache, "progress": progress}
-        return text.encode_texts(texts, data.tokenizer, config.block_size, **options)
-
-    shares: dict[str, tuple[float, list[str]]] = {}
-    if weight < 1:
-        files = [text.read_source(path, config.separator)[0] for path in config.input_files]
-        shares["files"] = 1 - weight, [*itertools.chain(*files)]
+    tokenizer, none = text.make_tokenizer(config.vocabulary), Sequences.of([])
+    data = Data(none, None, none, tokenizer, tokenizer.n_vocab, kgram_k, config.vocabulary)
+    options: dict[str, Any] = {"separator": config.separator, "progress": progress}
+    for path in config.input_files if weight < 1 else ():
+        add_source(data, path, 1 - weight, text.encode_source(path, tokenizer, **options), config)
+    lines = len(data.sequences)
     if weight:
-        shares["stories"] = weight, stories("train", config.max_stories)
-    encode_shares(data, shares, config, encode)
+        options |= {"split": "train", "limit": config.max_stories}
+        add_source(data, config.stories, weight, text.encode_source(config.stories, tokenizer, **options), config)
+    if 0 < lines < len(data.sequences):
+        stories = len(data.sequences) - lines
+        shares = torch.tensor([(1 - weight) / lines, weight / stories], dtype=torch.float64)
+        data.weights = shares.repeat_interleave(torch.tensor([lines, stories]))
     if config.validation_stories:
-        data.validation = encode(stories("validation", config.validation_stories))
+        options |= {"split": "validation", "limit": config.validation_stories}
+        held_out = text.encode_source(config.stories, tokenizer, **options)
+        data.validation = held_out.sequences(config.block_size, config.windows)
         if len(data.validation) < 2:
             raise ValueError("one validation story cannot be split in two; give 2 --validation_stories, or more")
         data.notes.append("validation: {} stories to choose by and {} to report on".format(*map(len, data.halves)))
@@ -244,8 +236,7 @@ def embedding_table(path: Path) -> Tensor:
 
 def start_from_frequencies(model: SequenceModel, sequences: Iterable[Tensor]) -> None:
     """Set the head's bias to the log frequency of each token among the targets; one that is none counts as a tenth."""
-    targets = torch.cat([sequence[1:] for sequence in sequences])
-    seen = targets[targets < model.vocab_size].bincount(minlength=model.vocab_size).double().clamp(min=0.1)
+    seen = Sequences.of(sequences).targets().counts(model.vocab_size).double().clamp(min=0.1)
     model.head.bias.data.copy_((seen / seen.sum()).log())
 
 

@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbook.files import write_whole
 from workbook.records import output_folder
-from workbook.text import write_whole
 
 MODELS = ["one-hot", "embedding", "convolution", "LSTM", "Transformer", "k-gram"]  # each has a style of its own
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9"]  # Okabe & Ito 2008

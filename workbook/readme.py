@@ -11,8 +11,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from workbook import findings
+from workbook.files import write_whole
 from workbook.records import ROOT, load_runs
-from workbook.text import write_whole
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 

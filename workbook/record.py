@@ -20,10 +20,10 @@ import nbformat
 import pandas as pd
 
 from workbook import gallery, readme
+from workbook.files import write_whole
 from workbook.machine import describe_machine
 from workbook.notebooks import FOLDER, execute
 from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
-from workbook.text import write_whole
 
 TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
 RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_every 20 --samples 8 --max_new_tokens 100"

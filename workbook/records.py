@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 from workbook import ROOT
 from workbook.config import BatchConfig, ModelConfig, TextConfig, TrainingConfig, text_columns
-from workbook.text import write_whole
+from workbook.files import write_whole
 
 RECORD = ROOT / "data" / "runs"
 ENDINGS = ("", "_summary", "_positions", "_samples")  # of the files of a run that the command line records

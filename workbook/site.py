@@ -29,10 +29,10 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from workbook.files import write_whole
 from workbook.notebooks import tags
 from workbook.readme import TEMPLATES, fill_template
 from workbook.records import ROOT, output_folder, short
-from workbook.text import write_whole
 
 SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tags and nbconvert's words for them
 SEARCH = {option: [str(TEMPLATES)] for option in ("extra_template_basedirs", "extra_template_paths")}  # of nbconvert

@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from helpers import ContextBatch, SequenceModel, count_targets, evaluate, next_token_loss
 from workbook.batches import data_hash, shard
 from workbook.config import TrainingConfig
+from workbook.files import write_whole
 from workbook.machine import timed
-from workbook.text import write_whole
 
 LossFunction = Callable[[Any, Any], Tensor]  # (model, batch) -> a number
 STEP_COLUMNS = ["run", "model", "seed", "step", "steps", "tokens", "loss", "step_s", "elapsed_s", "timed"]
@@ -344,6 +344,7 @@ class Trainer:
         """What a training has to go on with: options, the size of its batches, a hash of what it learns from."""
         options = {name: getattr(self.config, name) for name in GOES_ON} | {"dropout": self.model.dropout.p}
         sampler = getattr(self.batches, "batch_sampler", None)
+        options |= {"blanks": getattr(getattr(self.batches, "dataset", None), "blanks", None)}
         return options | {"batch_size": getattr(sampler, "batch_size", None), "text": data_hash(self.batches)}
 
     def save(self) -> None:
