@@ -239,7 +239,7 @@ def train_models(config: Config, device: torch.device, rank: int, inert: Sequenc
     """Read the text, and train each model on it. What is wrong with a later one is an error before the first."""
     several = f", {distributed.get_world_size()} processes" if distributed.is_initialized() else ""
     print(f"device {device}{several}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    data = read_text(config.text, config.model.kgram_k, progress=sys.stderr.isatty())
+    data = read_text(config.text, config.model.kgram_k, 1e9 * config.batch.count_memory, sys.stderr.isatty())
     if inert:
         warnings.warn(f"without effect here: {', '.join(inert)}", stacklevel=1)
     print("\n".join(data.notes))

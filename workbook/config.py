@@ -26,6 +26,8 @@ CONTEXTS = """train the k-gram on the distinct contexts of the whole text, drawn
 epoch draws as many as there are (no)"""
 NETS = """the k-gram's net: embedding (an MLP over the embeddings of all tokens), pooled (over the newest and sums of
 older ones, with residual blocks), or a name in DESIGNS of notebook 02: one-hot, convolution, your own"""
+COUNT_MEMORY = """gigabytes for --corpus_contexts or Kneser-Ney counts; where more are needed, a random part of the text
+is counted, and a note says which"""
 UNIGRAM = """start the head's bias at the log frequency of each token in training: the first loss is the unigram's, not
 ln V"""
 TABLE_STD = """standard deviation of the token tables at the start (1; 0.5 / sqrt(E) where the head is tied,
@@ -53,6 +55,9 @@ NEEDS: dict[str, Callable[[Any], object]] = {  # what an option acts with, and w
     ),
     "another vocabulary than characters": lambda c: c.text.vocabulary != "characters",
     "batches of sequences": lambda c: {*c.model.models} - {"k-gram"} or c.batch.corpus_contexts is None,
+    "--corpus_contexts or --validation_stories": lambda c: (
+        (NEEDS["--models k-gram"](c) and c.batch.corpus_contexts is not None) or c.text.validation_stories
+    ),
     "no other budget": lambda c: not (c.training.steps or c.training.budget_seconds or c.training.budget_tokens),
     "--validation_stories": lambda c: c.text.validation_stories,
     "--max_new_tokens above 0": lambda c: c.sample.max_new_tokens,
@@ -169,6 +174,7 @@ class BatchConfig(Options):
     """batches"""
 
     batch_size: int = option(32, "sequences, or contexts, a step", 1, MANY)
+    count_memory: float = option(6.0, COUNT_MEMORY, 0, above=True, needs="--corpus_contexts or --validation_stories")
     similar_lengths: bool = option(
         False, "batches of sequences of about the same length: less padding", needs="batches of sequences"
     )

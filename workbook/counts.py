@@ -64,9 +64,12 @@ class WindowCounts:
     merged. Where the digits of a window do not fit into 63 bits, those of its oldest tokens are counted first and their
     places in that table take the place of their digits, as often as it needs (`tables`). The text is read in blocks,
     in a random order: where `memory` (bytes) ends, those read so far are a random part of it, and a warning says so.
+    `needed`: the bytes of a window that merging takes, and what is made of them.
     """
 
-    def __init__(self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf):
+    def __init__(
+        self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf, needed: int = 80
+    ):
         self.base, self.blank, self.size = vocab_size + 1, vocab_size, size
         self.tables: list[tuple[Tensor, int]] = []  # keys, and how many of the window's columns are their digits
         self.count = torch.empty(0, dtype=torch.int64)
@@ -80,7 +83,7 @@ class WindowCounts:
             rows, end = len(self.tables[-1][0]) if self.tables else 1, begin + 1
             while end <= size and rows * self.base ** (end + 1 - begin) < 2**63:
                 end += 1
-            blocks, older = self.count_columns(blocks, older, begin, end, memory)
+            blocks, older = self.count_columns(blocks, older, begin, end, memory, needed)
             begin = end
         used = sum(int(block.lengths.sum()) for block in blocks) / int(text.lengths.sum())
         if used < 1:
@@ -88,15 +91,21 @@ class WindowCounts:
             warnings.warn(f"{part}: more do not fit into {memory / 1e9:g} GB (--count_memory)", stacklevel=3)
 
     def count_columns(
-        self, blocks: list[Sequences], older: list[Tensor | None], begin: int, end: int, memory: float
+        self,
+        blocks: list[Sequences],
+        older: list[Tensor | None],
+        begin: int,
+        end: int,
+        memory: float,
+        needed: int,
     ) -> tuple[list[Sequences], list[Tensor | None]]:
-        """Add the table of columns up to `end`; the blocks that fit into memory, and their windows' places in it."""
+        """Add the table of columns up to `end`; the blocks that fit, and the places of their windows in it."""
         last, runs, number = end > self.size, Runs(), 0
         held = sum(8 * len(keys) for keys, _ in self.tables)
         for number, block in enumerate(blocks):
             keys, place, count = torch.unique(self.keys(block, older[number], begin, end), True, True, True)
             held += 0 if last and not self.tables else 4 * int(block.lengths.sum())  # the places
-            if number and held + 80 * (len(keys) + len(runs)) > memory:
+            if number and held + needed * (len(keys) + len(runs)) > memory:
                 blocks, older = blocks[:number], older[:number]
                 break
             runs.add(keys, count)
@@ -185,29 +194,26 @@ class KneserNey:
         if order < 1:
             raise ValueError(f"order is {order}; expected 1 or more")
         self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
-        counted = WindowCounts(sequences, order - 1, vocab_size, memory)
+        counted = WindowCounts(sequences, order - 1, vocab_size, memory, needed=110)
         windows, counts = counted.windows(), counted.count
+        del counted
         # A context's key: base * the place of the context without its oldest token + that token, below M * (V + 1).
         self.context_keys = [torch.zeros(1, dtype=torch.int64)]
         context = torch.zeros(len(windows), dtype=torch.int64)
         for older in windows[:, :-1].flip(1).unbind(1):
-            keys, context = torch.unique(context * self.base + older, return_inverse=True)
+            keys, context = torch.unique(context.mul_(self.base).add_(older), return_inverse=True)
             self.context_keys.append(keys)
-        pairs, place = torch.unique(context * self.base + windows[:, -1], return_inverse=True)
-        counts = torch.empty_like(counts).scatter_(0, place, counts)
+        pairs, place = context.mul_(self.base).add_(windows[:, -1]).sort()
+        counts = counts[place]
+        del windows, context, place  # with a large text each holds gigabytes
         self.levels: list[dict[str, Tensor]] = []
         for m in reversed(range(order)):
             given = discounts[m] if discounts else estimate_discounts(counts, modified)
-            discount = torch.tensor(given, dtype=torch.float64)
-            taken = discount[counts.clamp(max=3) - 1].minimum(counts.double())
-            context = pairs // self.base
-            total = context.bincount(counts.double())
-            # What remains of each pair after its discount, and what each context hands down to the shorter one.
-            shares = {"kept": (counts - taken) / total[context], "handed down": context.bincount(taken) / total}
-            self.levels.insert(0, {"pairs": pairs, "total": total, "discounts": discount, **shares})
+            self.levels.insert(0, count_level(pairs, counts, torch.tensor(given, dtype=torch.float64), self.base))
             if m:  # each pair of this level is one longer context of a pair of the level below
-                shorter = self.context_keys[m][context] // self.base
-                pairs, counts = torch.unique(shorter * self.base + pairs % self.base, return_counts=True)
+                shorter = self.context_keys[m][pairs // self.base]
+                shorter.div_(self.base, rounding_mode="floor").mul_(self.base).add_(pairs % self.base)
+                pairs, counts = torch.unique(shorter, return_counts=True)
 
     def probability(self, contexts: Tensor, targets: Tensor) -> Tensor:
         """Contexts (M, order - 1 or more), newest last, BLANK before the start; targets (M,) -> (M,) float64."""
@@ -241,6 +247,18 @@ class KneserNey:
         """Mean nats a token over all targets of the sequences."""
         windows = target_windows(sequences, self.order - 1, self.vocab_size)
         return -self.probability(windows[:, :-1], windows[:, -1]).log().mean().item()
+
+
+def count_level(pairs: Tensor, counts: Tensor, discount: Tensor, base: int) -> dict[str, Tensor]:
+    """What a level knows: of each pair what its discount leaves, of each context its total and what it hands down to the
+    shorter one."""
+    context = pairs // base
+    taken = discount[counts.clamp(max=3).sub_(1)]
+    torch.minimum(taken, counts.double(), out=taken)
+    total = context.bincount(counts.double())
+    handed_down = context.bincount(taken).div_(total)
+    kept = taken.neg_().add_(counts).div_(total[context])
+    return {"pairs": pairs, "total": total, "discounts": discount, "kept": kept, "handed down": handed_down}
 
 
 def look_up(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

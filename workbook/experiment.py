@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Data:
     vocab_size: int
     kgram_k: int
     vocabulary: str = "gpt2"
+    count_memory: float = math.inf  # bytes
     opening: str = ""  # the first words of the text, which samples go on from
     notes: list[str] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class Data:
     def kneser_ney(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Modified Kneser-Ney on validation: each target's probability, and what of its context was seen, how often."""
         windows = target_windows(self.validation, self.kgram_k, self.vocab_size)
-        counts = KneserNey(self.sequences, self.vocab_size, self.kgram_k + 1)
+        counts = KneserNey(self.sequences, self.vocab_size, self.kgram_k + 1, memory=self.count_memory)
         return counts.probability(windows[:, :-1], windows[:, -1]), counts.longest_seen(windows[:, :-1])
 
     @functools.cached_property
@@ -121,11 +123,14 @@ def add_source(data: Data, source: str, share: float, store: TokenStore, config:
         data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows, --max_stories use more")
 
 
-def read_text(config: TextConfig, kgram_k: int, progress: bool = False) -> Data:
-    """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none."""
+def read_text(config: TextConfig, kgram_k: int, count_memory: float = math.inf, progress: bool = False) -> Data:
+    """Sequences, the weight of each where files and stories are mixed, and validation stories. ValueError if none.
+
+    `count_memory`, in bytes, is what the counts of the text may take.
+    """
     weight = weight_of_stories(config)
     tokenizer, none = text.make_tokenizer(config.vocabulary), Sequences.of([])
-    data = Data(none, None, none, tokenizer, tokenizer.n_vocab, kgram_k, config.vocabulary)
+    data = Data(none, None, none, tokenizer, tokenizer.n_vocab, kgram_k, config.vocabulary, count_memory)
     options: dict[str, Any] = {"separator": config.separator, "progress": progress}
     for path in config.input_files if weight < 1 else ():
         add_source(data, path, 1 - weight, text.encode_source(path, tokenizer, **options), config)
@@ -250,7 +255,7 @@ def compiled_parts(model: SequenceModel) -> list[torch.nn.Module]:
 def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dict[str, Any]:
     """What `train` takes of a model's data: its batches, and the loss on them where it is another one."""
     if name == "k-gram" and config.corpus_contexts is not None:
-        contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size)
+        contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size, 1e9 * config.count_memory)
         options: dict[str, Any] = {"power": config.corpus_contexts, "blanks": config.blanks}
         return {"batches": contexts.batches(config.batch_size, seed=seed, **options), "loss_fn": helpers.context_loss}
     options = {"weights": data.weights, "similar_lengths": config.similar_lengths}

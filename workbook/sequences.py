@@ -46,6 +46,8 @@ class Sequences(Sequence[Tensor]):
         return torch.from_numpy(self.renumber(self.tokens[start : start + self.lengths[which]]))
 
     def __add__(self, other: Sequences) -> Sequences:
+        if not (len(self) and len(other)):
+            return self if len(self) else other
         lengths = np.concatenate([self.lengths, other.lengths])
         if other.tokens is self.tokens and other.ids is self.ids:
             return Sequences(self.tokens, np.concatenate([self.starts, other.starts]), lengths, self.ids)
