@@ -211,6 +211,7 @@ EFFECT = {  # of NEEDS: options with which it is there, and without
         "--models LSTM --hidden_size 9",
         "--models k-gram --kgram_net one-hot --hidden_size 9",
     ),
+    "--corpus_contexts or --validation_stories": ("--models LSTM --validation_stories 2", "--models k-gram"),
     "another vocabulary than characters": ("--vocabulary bytes", "--vocabulary characters"),
     "batches of sequences": ("--models LSTM k-gram --corpus_contexts", "--models k-gram --corpus_contexts"),
     "no other budget": ("", "--budget_tokens 99"),

@@ -16,15 +16,14 @@ from workbook.batches import CorpusContexts, make_batches, pad_batch, split_sequ
 from workbook.config import TextConfig, make_parser, read_config
 from workbook.counts import KneserNey, loss_floor
 from workbook.experiment import read_text
+from workbook.files import TABLES, find_data
 from workbook.text import (
-    TABLES,
     CompactTokenizer,
     bits_per_byte,
     cache_folder,
     common_opening,
     compact_vocabulary,
     encode_texts,
-    find_data,
     load_stories,
     make_tokenizer,
     opening,
@@ -315,27 +314,6 @@ def test_a_folder_gives_the_split_and_no_story_is_on_both_sides(tmp_path):
     assert load_stories(tmp_path, "validation") == ["Both days.", "C day."]
 
 
-def test_encoded_texts_are_kept_by_their_content(tmp_path, tokenizer):
-    class Counting:
-        n_vocab, calls = tokenizer.n_vocab, 0
-
-        def encode(self, text, **options):
-            self.calls += 1
-            return tokenizer.encode(text, **options)
-
-    counting = Counting()
-    texts = ["Once upon a time", "a", "The end <|endoftext|>", "Once upon a time"]
-    plain = encode_texts(texts, tokenizer, 5)
-    first, second = (encode_texts(texts, counting, 5, cache=tmp_path / "new") for _ in range(2))
-    assert counting.calls == 3 and len(list((tmp_path / "new").iterdir())) == 1
-    for found in (first, second):
-        assert [s.tolist() for s in found] == [s.tolist() for s in plain] and found[0].dtype == torch.int64
-    assert len(plain) == 3 and plain[1][-1] == 50256  # "a" has nothing to predict
-    encode_texts([*texts, "more"], counting, 5, cache=tmp_path / "new")
-    encode_texts(texts, counting, 4, cache=tmp_path / "new")
-    assert counting.calls == 3 + 4 + 3  # another text, another block: encoded anew
-
-
 def test_parallel_encoding_equals_one_by_one(tokenizer):
     stories = load_stories(limit=1500)
     for found, story in zip(encode_texts(stories, tokenizer, 10**6), stories, strict=True):
@@ -363,31 +341,12 @@ def test_bits_per_byte_counts_the_bytes_of_the_targets(tokenizer):
     compact, ids = compact_vocabulary(sequences)
     words = CompactTokenizer(tokenizer, ids)
     assert bits_per_byte(math.log(2), compact, words) == pytest.approx(targets / size)
-    compact[0][2] = len(ids)  # BLANK: neither a target nor its bytes
+    compact = [compact[0].index_fill(0, torch.tensor([2]), len(ids))]  # BLANK: neither a target nor its bytes
     lost = len(tokenizer.decode_single_token_bytes(int(sequences[0][2])))
     assert bits_per_byte(math.log(2), compact, words) == pytest.approx((targets - 1) / (size - lost))
 
 
 # ---------------------------------------------------------------- caches, odd texts, empty lists
-
-
-@pytest.mark.parametrize("damage", [b"", b"no weights", None])
-def test_a_cache_that_cannot_be_read_is_not_needed(tmp_path, tokenizer, damage):
-    texts = ["Once upon a time", "The end is near"]
-    plain = encode_texts(texts, tokenizer, 5, cache=tmp_path)
-    (kept,) = tmp_path.iterdir()
-    whole = kept.read_bytes()
-    kept.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    with pytest.warns(UserWarning, match=f"the cache {kept} cannot be read .*encoded again"):
-        again = encode_texts(texts, tokenizer, 5, cache=tmp_path)
-    assert [s.tolist() for s in again] == [s.tolist() for s in plain] and kept.read_bytes() == whole
-
-
-def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path, tokenizer):
-    (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="cannot be written .*nothing is kept"):
-        found = encode_texts(["Once upon a time"], tokenizer, 5, cache=tmp_path / "file" / "folder")
-    assert [len(s) for s in found] == [4]
 
 
 @pytest.mark.parametrize("count", [2, 3, 12, 30])
@@ -444,15 +403,14 @@ def test_what_does_not_fit_says_so(tokenizer):
 # ---------------------------------------------------------------- long texts, tables, other vocabularies
 
 
-def test_windows_hold_each_token_and_make_each_a_target_once(tokenizer, tmp_path):
+def test_windows_hold_each_token_and_make_each_a_target_once(tokenizer):
     texts = ["one two three four five six seven eight nine", "one two", "x"]
     plain = encode_texts(texts, tokenizer, 4)
     assert [len(s) for s in plain] == [4, 2]
-    for _ in range(2):  # made, and from the cache
-        found = encode_texts(texts, tokenizer, 4, windows=True, cache=tmp_path)
-        assert [len(s) for s in found] == [4, 4, 3, 2]
-        whole = tokenizer.encode(texts[0])
-        assert found[0].tolist() + found[1][1:].tolist() + found[2][1:].tolist() == whole
+    found = encode_texts(texts, tokenizer, 4, windows=True)
+    assert [len(s) for s in found] == [4, 4, 3, 2]
+    whole = tokenizer.encode(texts[0])
+    assert found[0].tolist() + found[1][1:].tolist() + found[2][1:].tolist() == whole
 
 
 def test_the_share_of_a_text_that_is_used_is_said(tmp_path):

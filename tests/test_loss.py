@@ -197,7 +197,7 @@ def test_contexts_of_the_text_give_its_expected_loss_and_gradient(power):
     assert contexts.total.sum() == sum(len(sequence) - 1 for sequence in sequences) == contexts.count.sum()
     chance = contexts.total.double() ** power / (contexts.total.double() ** power).sum()
     batch = contexts.batches(len(contexts), power=power)
-    losses = [helpers.context_loss(model, batch.collate_fn([number])) for number in range(len(contexts))]
+    losses = [helpers.context_loss(model, batch.dataset.__getitems__([number])) for number in range(len(contexts))]
     expected = sum(p.item() * loss for p, loss in zip(chance, losses, strict=True))
     plain = helpers.next_token_loss(model, pad_batch(sequences, 5))
     assert abs(expected.item() - plain.item()) < 1e-5
@@ -208,7 +208,7 @@ def test_contexts_of_the_text_give_its_expected_loss_and_gradient(power):
 def test_batches_of_contexts_follow_their_chances_and_repeat_by_seed():
     sequences = [random_tokens(40, 1, vocab_size=3, seed=seed)[:, 0] for seed in range(20)]
     contexts = CorpusContexts(sequences, 1, 3)
-    assert len(contexts) == 3 and helpers.count_targets(contexts.batches(3).collate_fn([0, 1, 2])) == 780
+    assert len(contexts) == 3 and helpers.count_targets(contexts.batches(3).dataset.__getitems__([0, 1, 2])) == 780
 
     first, again, other = (list(contexts.batches(2, seed=seed)) for seed in (0, 0, 1))
     assert [len(batch.contexts) for batch in first] == [2, 1]

@@ -12,6 +12,7 @@ from oracles import ROOT, lstm, random_batches
 
 from workbook import records
 from workbook.config import TrainingConfig
+from workbook.files import write_whole
 from workbook.records import (
     add_to_run,
     check_name,
@@ -23,7 +24,6 @@ from workbook.records import (
     short,
     summarise,
     verdict,
-    write_whole,
 )
 from workbook.training import train
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from workbook.sequences import BLOCK, Sequences
 
+WINDOW_BYTES = 115  # most memory that a distinct window takes, in merging and in what is made of it
+
 
 def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
     """The entropy (nats) of the next token given the last k (None: all): the lowest mean loss of any such model."""
@@ -64,12 +66,9 @@ class WindowCounts:
     merged. Where the digits of a window do not fit into 63 bits, those of its oldest tokens are counted first and their
     places in that table take the place of their digits, as often as it needs (`tables`). The text is read in blocks,
     in a random order: where `memory` (bytes) ends, those read so far are a random part of it, and a warning says so.
-    `needed`: the bytes of a window that merging takes, and what is made of them.
     """
 
-    def __init__(
-        self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf, needed: int = 80
-    ):
+    def __init__(self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf):
         self.base, self.blank, self.size = vocab_size + 1, vocab_size, size
         self.tables: list[tuple[Tensor, int]] = []  # keys, and how many of the window's columns are their digits
         self.count = torch.empty(0, dtype=torch.int64)
@@ -83,7 +82,7 @@ class WindowCounts:
             rows, end = len(self.tables[-1][0]) if self.tables else 1, begin + 1
             while end <= size and rows * self.base ** (end + 1 - begin) < 2**63:
                 end += 1
-            blocks, older = self.count_columns(blocks, older, begin, end, memory, needed)
+            blocks, older = self.count_columns(blocks, older, begin, end, memory)
             begin = end
         used = sum(int(block.lengths.sum()) for block in blocks) / int(text.lengths.sum())
         if used < 1:
@@ -91,13 +90,7 @@ class WindowCounts:
             warnings.warn(f"{part}: more do not fit into {memory / 1e9:g} GB (--count_memory)", stacklevel=3)
 
     def count_columns(
-        self,
-        blocks: list[Sequences],
-        older: list[Tensor | None],
-        begin: int,
-        end: int,
-        memory: float,
-        needed: int,
+        self, blocks: list[Sequences], older: list[Tensor | None], begin: int, end: int, memory: float
     ) -> tuple[list[Sequences], list[Tensor | None]]:
         """Add the table of columns up to `end`; the blocks that fit, and the places of their windows in it."""
         last, runs, number = end > self.size, Runs(), 0
@@ -105,7 +98,7 @@ class WindowCounts:
         for number, block in enumerate(blocks):
             keys, place, count = torch.unique(self.keys(block, older[number], begin, end), True, True, True)
             held += 0 if last and not self.tables else 4 * int(block.lengths.sum())  # the places
-            if number and held + needed * (len(keys) + len(runs)) > memory:
+            if number and held + WINDOW_BYTES * (len(keys) + len(runs)) > memory:
                 blocks, older = blocks[:number], older[:number]
                 break
             runs.add(keys, count)
@@ -161,10 +154,11 @@ class Runs:
 
     def merge(self) -> None:
         """Make one run of the last two."""
-        pairs = zip(self.runs.pop(), self.runs.pop(), strict=True)
-        keys, counts = (torch.cat(pair) for pair in pairs)
+        runs = [self.runs.pop(), self.runs.pop()]
+        keys, count = torch.cat([keys for keys, _ in runs]), torch.cat([count for _, count in runs])
+        del runs  # with a large text each holds gigabytes
         keys, place = torch.unique(keys, return_inverse=True)
-        self.runs.append((keys, torch.zeros_like(keys).index_add_(0, place, counts)))
+        self.runs.append((keys, torch.zeros_like(keys).index_add_(0, place, count)))
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """All of them as one run."""
@@ -194,7 +188,7 @@ class KneserNey:
         if order < 1:
             raise ValueError(f"order is {order}; expected 1 or more")
         self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
-        counted = WindowCounts(sequences, order - 1, vocab_size, memory, needed=110)
+        counted = WindowCounts(sequences, order - 1, vocab_size, memory)
         windows, counts = counted.windows(), counted.count
         del counted
         # A context's key: base * the place of the context without its oldest token + that token, below M * (V + 1).
@@ -205,7 +199,7 @@ class KneserNey:
             self.context_keys.append(keys)
         pairs, place = context.mul_(self.base).add_(windows[:, -1]).sort()
         counts = counts[place]
-        del windows, context, place  # with a large text each holds gigabytes
+        del windows, context, place
         self.levels: list[dict[str, Tensor]] = []
         for m in reversed(range(order)):
             given = discounts[m] if discounts else estimate_discounts(counts, modified)
@@ -250,8 +244,7 @@ class KneserNey:
 
 
 def count_level(pairs: Tensor, counts: Tensor, discount: Tensor, base: int) -> dict[str, Tensor]:
-    """What a level knows: of each pair what its discount leaves, of each context its total and what it hands down to the
-    shorter one."""
+    """What a level knows: of each pair what its discount leaves, of each context its total and what it hands down."""
     context = pairs // base
     taken = discount[counts.clamp(max=3).sub_(1)]
     torch.minimum(taken, counts.double(), out=taken)

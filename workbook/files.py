@@ -26,6 +26,7 @@ BLANKS = {  # within one text; the tokenizer's pattern cannot go through them
 TOO_MANY_BLANKS = "100,000 blanks in a row, which cannot be encoded; remove them"
 BLANK = rb"[\t\x0b-\r\x1c-\x20]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
 BLANK_LINE = re.compile(rb"\n(?:%b)*\n" % BLANK)  # in UTF-8; BLANK is what \s is beside a line end
+UNFINISHED = re.compile(rb"[\xc0-\xff][\x80-\xbf]{0,2}\Z")  # perhaps: the rest may follow
 ALL_BLANK = re.compile(rb"(?:\n|%b)*" % BLANK)
 BOM = "\ufeff".encode()
 
@@ -101,9 +102,14 @@ class TextFile:
         self.unit = "rows" if separator in TABLES else "B"
 
     def chunks(self) -> Iterator[bytes]:
+        """The file in blocks that end with a whole character."""
         with self.path.open("rb") as file:
+            rest = b""
             while chunk := file.read(BLOCK):
-                yield chunk
+                whole = UNFINISHED.sub(b"", chunk := rest + chunk)
+                rest = chunk[len(whole) :]
+                yield whole
+            yield rest
 
     @functools.cached_property
     def digest(self) -> str:
@@ -123,7 +129,7 @@ class TextFile:
             return self.given
         mark, tail = ENDOFTEXT.encode(), b""
         for chunk in self.chunks():  # a mark may lie across two of them
-            if mark in tail + chunk:
+            if mark in (chunk := tail + chunk):
                 return ENDOFTEXT
             tail = chunk[-len(mark) :]
         before, begun = b"", False

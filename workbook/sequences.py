@@ -70,11 +70,11 @@ class Sequences(Sequence[Tensor]):
         """All tokens, one sequence after the other, int64."""
         return torch.from_numpy(self.renumber(self.gather()))
 
-    def blocks(self, size: int = BLOCK) -> Iterator[Sequences]:
-        """Views of neighbours that hold about `size` tokens each."""
-        total = self.lengths.cumsum()
-        borders = np.searchsorted(total, np.arange(size, total[-1], size)) + 1 if len(self) else np.empty(0, dtype=int)
-        borders = np.unique([0, *borders, len(self)])
+    def blocks(self) -> Iterator[Sequences]:
+        """Views of neighbours that hold about `BLOCK` tokens each."""
+        ends = self.lengths.cumsum()
+        borders = np.searchsorted(ends, np.arange(BLOCK, self.lengths.sum(), BLOCK)) + 1
+        borders = np.unique([*borders, 0, len(self)])
         yield from (self[begin:end] for begin, end in zip(borders[:-1], borders[1:], strict=True))
 
     def renumbered(self, ids: np.ndarray) -> Sequences:

@@ -208,7 +208,7 @@ class KeptStore:
             if any(path.stat().st_size < size for path, size in zip((self.texts, self.tokens), sizes, strict=True)):
                 raise ValueError("it is shorter than it was written")
             return {key: state[key] for key in new}
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if error.filename == str(self.folder / "state.json"):
                 return new
             reason: Exception = error
