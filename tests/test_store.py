@@ -28,21 +28,8 @@ from workbook.machine import peak_memory
 from workbook.sequences import Sequences
 from workbook.text import encode_source, join_halves, load_stories, write_stories
 
-PIECES = [
-    "a",
-    "Bee sea.",
-    "é🦜",
-    "\n",
-    "\n\n",
-    "\r\n",
-    "\n \t\n",
-    "\n\u3000\n",
-    "\r",
-    "\u2028",
-    " ",
-    ENDOFTEXT,
-    "<|end",
-]
+BREAKS = ["\n", "\n\n", "\r\n", "\n \t\n", "\n\u3000\n", "\r", "\u2028", " "]
+PIECES = ["a", "Bee sea.", "é🦜", *BREAKS, ENDOFTEXT, "<|end", "\ufeff"]
 few = settings(deadline=None, max_examples=150)
 
 
@@ -264,10 +251,8 @@ class Rows(list):
 
 
 def test_all_stories_of_the_hub_are_kept_too(kept, tokenizer, monkeypatch):
-    splits = {
-        "train": Rows([" One day. ", "Both."] + [f"Day {n}." for n in range(20_000)]),
-        "validation": Rows(["Both."]),
-    }
+    train = [" One day. ", "Both.", *(f"Day {n}." for n in range(20_000))]
+    splits = {"train": Rows(train), "validation": Rows(["Both."])}
     for split, rows in splits.items():
         rows._fingerprint = split
     calls = []
@@ -352,13 +337,9 @@ def test_counts_keep_to_their_memory_and_say_so(k, monkeypatch):
     view = Sequences(tokens, np.arange(0, 4_000_000, 100), np.full(40_000, 100))
     made = []
     with pytest.warns(UserWarning, match=f"windows of {k + 1} tokens are counted in a random [0-9.]+% of the text"):
-        peak = peak_memory(lambda: made.append(CorpusContexts(view, k, 10_000, memory=0.1e9)))
-    assert 0.03e9 < peak < 0.115e9 or math.isnan(peak)  # of 0.3 GB that all of them take
-    assert 400_000 < made[0].total.sum() < 2_000_000
-    first = target_windows(view[:2000], k, 10_000)  # of which a part was counted, and that whole
-    seen = set(map(tuple, made[0].contexts[:, -3:].tolist()))
-    share = sum(tuple(window[-4:-1]) in seen for window in first.tolist()) / len(first)
-    assert share < 0.05 or share > 0.95 or k == 3
+        peak = peak_memory(lambda: made.append(CorpusContexts(view, k, 10_000, memory=0.2e9)))
+    assert 0.1e9 < peak < 0.21e9 or math.isnan(peak)  # of 0.4 GB or more that all of them take
+    assert 1_000_000 < made[0].total.sum() < 2_000_000
 
 
 def test_draws_are_those_of_multinomial_and_go_beyond_its_limit():
@@ -375,7 +356,7 @@ def test_similar_lengths_are_the_batches_that_they_always_were():
     tensors = [torch.arange(2 + (7 * number) % 31) for number in range(1300)]
     batches = make_batches(tensors, 8, seed=3, similar_lengths=True)
     digest = hashlib.sha256(b"".join(batch.numpy().tobytes() for batch in batches)).hexdigest()
-    assert digest.startswith("SIMILAR")
+    assert digest.startswith("edf4307d235c")
 
 
 # ---------------------------------------------------------------- texts of any size
