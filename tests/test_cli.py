@@ -161,9 +161,9 @@ def test_a_block_is_cut_to_its_size_in_files_and_in_stories(run):
 def test_input_files_and_stories_change_the_text(run, tmp_path):
     (tmp_path / "mine.txt").write_text("a b c d e f g\n" * 9)
     (tmp_path / "tales.txt").write_text("<|endoftext|>\n".join(f"Tale {i} ends well.\n" for i in range(40)))
-    assert "files: 9 sequences, 1 distinct" in run(f"--input_files {tmp_path / 'mine.txt'}")
+    assert "mine.txt: 9 sequences (distinct texts: 1)" in run(f"--input_files {tmp_path / 'mine.txt'}")
     builtin = run("--tinystories_weight 1")
-    assert "stories: 2000 sequences" in builtin and "files:" not in builtin
+    assert "builtin: 2000 sequences" in builtin and "3seqs" not in builtin
     assert run(f"--tinystories_weight 1 --stories {tmp_path / 'tales.txt'}") != builtin
 
 
@@ -754,9 +754,7 @@ def test_stories_of_a_folder_and_their_number(run, tmp_path):
         tales = "<|endoftext|>".join(f"Tale {i} ends well." for i in range(start, start + 50))
         (tmp_path / f"{name}.txt").write_text(tales)
     options = f"--tinystories_weight 1 --stories {tmp_path} --prompt Tale --compact --validation_stories 9"
-    assert (
-        "stories: 50 sequences" in (shown := run(options))
-        and "validation: 4 stories to choose by and 5 to report on" in shown
-    )
-    assert "stories: 20 sequences" in run(f"{options} --max_stories 20")
+    assert f"{tmp_path.name}: 50 sequences" in (shown := run(options))
+    assert "validation: 4 stories to choose by and 5 to report on" in shown
+    assert f"{tmp_path.name}: 20 sequences" in run(f"{options} --max_stories 20")
     assert re.search(r"[1-9]\d* validation tokens lie outside", shown)

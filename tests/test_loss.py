@@ -12,7 +12,7 @@ from oracles import DESIGNS, kgram, loop_loss, lstm, random_tokens, transformer
 from torch import nn
 
 import helpers
-from workbook.batches import CorpusContexts, make_batches, pad_batch, shard
+from workbook.batches import CorpusContexts, Part, make_batches, pad_batch
 from workbook.config import TrainingConfig
 from workbook.counts import loss_floor
 from workbook.text import compact_vocabulary, read_sequences
@@ -258,9 +258,22 @@ def test_blanks_hide_the_oldest_tokens_of_their_share():
 def test_the_parts_of_several_processes_add_up_to_the_loss_of_the_batch(processes, width, seed):
     model, tokens = kgram(), random_tokens(5, width, seed=seed)
     tokens[1 + seed % 4 :, 1:] = model.blank  # a process may be left without a target
-    contexts = CorpusContexts(tokens.t(), model.k, model.vocab_size).batches(width, seed=seed)
-    for batch, loss_fn in ((tokens, helpers.next_token_loss), (next(iter(contexts)), helpers.context_loss)):
-        parts = [shard(batch, rank, processes, model.blank) for rank in range(processes)]
-        total = sum(share * loss_fn(model, part) for part, share in parts)
+    contexts = CorpusContexts(tokens.t(), model.k, model.vocab_size).batches(width, seed=seed, blanks=0.5)
+    padded = make_batches(tokens.t(), width, blank=model.blank, seed=seed)
+    loaders = {padded: helpers.next_token_loss, contexts: helpers.context_loss}
+    for loader, loss_fn in loaders.items():
+        batch, parts = first_batch(loader, seed), []
+        for loader.dataset.rank in range(processes):
+            loader.dataset.processes = processes
+            part = first_batch(loader, seed)
+            parts.append(part if processes > 1 else Part(part, 1, helpers.count_targets(part, model.blank)))
+        total = sum(part.weight * loss_fn(model, part.batch) for part in parts) / sum(part.weight for part in parts)
         assert torch.allclose(total, loss_fn(model, batch), atol=1e-5)
-        assert any(part is not batch for part, _ in parts)
+        assert sum(part.tokens for part in parts) == helpers.count_targets(batch, model.blank)
+        columns = [part.batch.contexts if loader is contexts else part.batch.t() for part in parts if part.weight]
+        assert sum(map(len, columns)) <= len(batch.contexts if loader is contexts else batch.t())  # none is read twice
+
+
+def first_batch(loader, seed):
+    loader.generator.manual_seed(seed)
+    return next(iter(loader))

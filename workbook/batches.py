@@ -1,11 +1,13 @@
 """From sequences to batches: a split that is one, padding, the order of the data, and the contexts of a whole text."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,9 +86,60 @@ def make_batches(
     batches = BatchSampler(sampler, batch_size, drop_last=False)
     if similar_lengths:
         batches = SimilarLengths(sampler, batch_size, view.lengths, generator)
-    options: dict[str, Any] = {"generator": generator, "pin_memory": torch.cuda.is_available()}
-    dataset: Any = view
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=lambda chosen: pad_batch(chosen, blank), **options)
+    return load_batches(PaddedBatches(view, blank), batches, generator)
+
+
+class Part(NamedTuple):
+    """What one of several processes computes of a batch, how much that counts for, and its targets: those of all
+    processes, once these have been added up (`weigh`)."""
+
+    batch: Tensor | ContextBatch
+    weight: float
+    tokens: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Part:
+        return self._replace(batch=self.batch.to(device, non_blocking=non_blocking))
+
+
+class Batches(Dataset):
+    """What a `DataLoader` takes a batch of at once: numbers of sequences, or of contexts.
+
+    Of several processes, each reads its `Part` alone: every so-manieth number. One without a target takes the whole
+    batch for a weight of 0, as every process has to take part in each step.
+    """
+
+    rank, processes = 0, 1
+
+    def read(self, numbers: list[int], part: slice) -> Part:
+        """This part of a batch."""
+        raise NotImplementedError
+
+    def __getitem__(self, number: int) -> Tensor | ContextBatch | Part:
+        return self.__getitems__([number])
+
+    def __getitems__(self, numbers: list[int]) -> Tensor | ContextBatch | Part:
+        part = self.read(numbers, slice(self.rank, None, self.processes))
+        return part if self.processes > 1 else part.batch
+
+
+def load_batches(batches: Batches, numbers: BatchSampler, generator: torch.Generator) -> DataLoader:
+    """The batches of numbers, as they are."""
+    options: dict[str, Any] = {"collate_fn": lambda batch: batch, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(batches, batch_sampler=numbers, generator=generator, **options)
+
+
+class PaddedBatches(Batches):
+    """Sequences side by side, (T, B)."""
+
+    def __init__(self, sequences: Sequences, blank: int):
+        self.sequences, self.blank = sequences, blank
+
+    def read(self, numbers: list[int], part: slice) -> Part:
+        own = [self.sequences[number] for number in numbers[part]]
+        tokens = pad_batch(own, self.blank) if own else torch.empty(0, 0)
+        if targets := count_targets(tokens, self.blank):
+            return Part(tokens, targets, targets)
+        return Part(pad_batch([self.sequences[number] for number in numbers], self.blank), 0, 0)
 
 
 class Draws(Sampler[int]):
@@ -145,12 +198,11 @@ class CorpusContexts:
         generator = torch.Generator().manual_seed(seed)
         drawn = DrawnContexts(self, power, blanks, generator)
         rows = BatchSampler(Draws(drawn.chance, len(self), generator), batch_size, drop_last=False)
-        options: dict[str, Any] = {"collate_fn": lambda batch: batch, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(drawn, batch_sampler=rows, generator=generator, **options)
+        return load_batches(drawn, rows, generator)
 
 
-class DrawnContexts(Dataset):
-    """What a `DataLoader` takes of the drawn contexts: a whole batch at once."""
+class DrawnContexts(Batches):
+    """Drawn contexts with all that follows them, weighted so that the expected loss is that of the text."""
 
     def __init__(self, corpus: CorpusContexts, power: float, blanks: float, generator: torch.Generator):
         self.corpus, self.power, self.blanks, self.generator = corpus, power, blanks, generator
@@ -158,8 +210,14 @@ class DrawnContexts(Dataset):
         self.chance /= self.chance.sum()
         self.targets = corpus.total.sum()
 
-    def __getitems__(self, chosen: list[int]) -> ContextBatch:
-        corpus, k, rows = self.corpus, self.corpus.k, torch.tensor(chosen)
+    def read(self, numbers: list[int], part: slice) -> Part:
+        corpus, k, rows = self.corpus, self.corpus.k, torch.tensor(numbers)
+        hidden = torch.zeros_like(rows)  # oldest tokens
+        if self.blanks and k > 1:  # drawn for all of them, that every process draws the same
+            short = torch.rand(len(rows), generator=self.generator) < self.blanks
+            hidden = torch.randint(1, k, (len(rows),), generator=self.generator) * short
+        own = len(numbers[part])
+        rows, hidden = (rows[part], hidden[part]) if own else (rows, hidden)
         sizes = corpus.edges[rows + 1] - corpus.edges[rows]
         row = torch.arange(len(rows)).repeat_interleave(sizes)
         first = corpus.edges[rows] - (sizes.cumsum(0) - sizes)  # pair number minus place in the batch
@@ -167,16 +225,15 @@ class DrawnContexts(Dataset):
         weight = 1 / (self.chance[rows] * len(rows) * self.targets)  # one over the draws expected of a row
         share = (corpus.count[pair] * weight[row]).float()
         contexts = corpus.counted.decode(corpus.keys[rows], newest=0)
-        if self.blanks and k > 1:
-            short = torch.rand(len(rows), generator=self.generator) < self.blanks
-            hidden = torch.randint(1, k, (len(rows),), generator=self.generator) * short  # oldest tokens
-            contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], corpus.counted.blank)
-        return ContextBatch(contexts, row, corpus.target[pair].long(), share, int(corpus.total[rows].sum()))
+        contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], corpus.counted.blank)
+        tokens = int(corpus.total[rows].sum())
+        return Part(ContextBatch(contexts, row, corpus.target[pair].long(), share, tokens), own, tokens if own else 0)
 
 
 def data_hash(batches: Any) -> str:
     """12 hex digits of the tokens that batches are made of, and their weights; "" where they cannot be known before."""
     data = getattr(batches, "dataset", batches)
+    data = data.sequences if isinstance(data, PaddedBatches) else data
     weights = getattr(getattr(getattr(batches, "batch_sampler", None), "sampler", None), "weights", None)
     if isinstance(data, DrawnContexts):
         digests = [array_hash(array) for array in (data.corpus.keys, data.corpus.target, data.corpus.count)]
@@ -191,19 +248,3 @@ def data_hash(batches: Any) -> str:
 def array_hash(array: Tensor) -> str:
     """The SHA-256 of a tensor's bytes."""
     return hashlib.sha256(array.numpy().data).hexdigest()
-
-
-def shard(batch: Tensor | ContextBatch, rank: int, world_size: int, blank: int) -> tuple[Tensor | ContextBatch, float]:
-    """The part of a batch that process `rank` of `world_size` computes, and what its loss counts for in the whole.
-
-    The shares times the losses of all processes add up to the loss of the batch. A process that would be left without
-    a target takes the whole batch for a share of 0, as every process has to take part in each step.
-    """
-    if isinstance(batch, ContextBatch):
-        mine = batch.row % world_size == rank
-        row = batch.row[mine] // world_size
-        part = ContextBatch(batch.contexts[rank::world_size], row, batch.target[mine], batch.share[mine], batch.tokens)
-        return (part, 1.0) if len(row) else (batch, 0.0)
-    columns, total = batch[:, rank::world_size], count_targets(batch, blank)
-    share = count_targets(columns, blank) / max(total, 1)
-    return (columns, share) if share else (batch, 0.0)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from workbook.sequences import BLOCK, Sequences
 
-WINDOW_BYTES = 115  # most memory that a distinct window takes, in merging and in what is made of it
-
 
 def loss_floor(sequences: Iterable[Tensor], k: int | None = None) -> float:
     """The entropy (nats) of the next token given the last k (None: all): the lowest mean loss of any such model."""
@@ -66,9 +64,12 @@ class WindowCounts:
     merged. Where the digits of a window do not fit into 63 bits, those of its oldest tokens are counted first and their
     places in that table take the place of their digits, as often as it needs (`tables`). The text is read in blocks,
     in a random order: where `memory` (bytes) ends, those read so far are a random part of it, and a warning says so.
+    `needed`: the most bytes that a window takes, in merging or in what is made of it.
     """
 
-    def __init__(self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf):
+    def __init__(
+        self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf, needed: int = 115
+    ):
         self.base, self.blank, self.size = vocab_size + 1, vocab_size, size
         self.tables: list[tuple[Tensor, int]] = []  # keys, and how many of the window's columns are their digits
         self.count = torch.empty(0, dtype=torch.int64)
@@ -82,7 +83,7 @@ class WindowCounts:
             rows, end = len(self.tables[-1][0]) if self.tables else 1, begin + 1
             while end <= size and rows * self.base ** (end + 1 - begin) < 2**63:
                 end += 1
-            blocks, older = self.count_columns(blocks, older, begin, end, memory)
+            blocks, older = self.count_columns(blocks, older, begin, end, memory, needed)
             begin = end
         used = sum(int(block.lengths.sum()) for block in blocks) / int(text.lengths.sum())
         if used < 1:
@@ -90,7 +91,13 @@ class WindowCounts:
             warnings.warn(f"{part}: more do not fit into {memory / 1e9:g} GB (--count_memory)", stacklevel=3)
 
     def count_columns(
-        self, blocks: list[Sequences], older: list[Tensor | None], begin: int, end: int, memory: float
+        self,
+        blocks: list[Sequences],
+        older: list[Tensor | None],
+        begin: int,
+        end: int,
+        memory: float,
+        needed: int,
     ) -> tuple[list[Sequences], list[Tensor | None]]:
         """Add the table of columns up to `end`; the blocks that fit, and the places of their windows in it."""
         last, runs, number = end > self.size, Runs(), 0
@@ -98,7 +105,7 @@ class WindowCounts:
         for number, block in enumerate(blocks):
             keys, place, count = torch.unique(self.keys(block, older[number], begin, end), True, True, True)
             held += 0 if last and not self.tables else 4 * int(block.lengths.sum())  # the places
-            if number and held + WINDOW_BYTES * (len(keys) + len(runs)) > memory:
+            if number and held + needed * (len(keys) + len(runs)) > memory:
                 blocks, older = blocks[:number], older[:number]
                 break
             runs.add(keys, count)
@@ -188,7 +195,7 @@ class KneserNey:
         if order < 1:
             raise ValueError(f"order is {order}; expected 1 or more")
         self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
-        counted = WindowCounts(sequences, order - 1, vocab_size, memory)
+        counted = WindowCounts(sequences, order - 1, vocab_size, memory, needed=115 + 35 * (order - 1))  # each level's
         windows, counts = counted.windows(), counted.count
         del counted
         # A context's key: base * the place of the context without its oldest token + that token, below M * (V + 1).

@@ -94,7 +94,7 @@ def describe(source: str, store: TokenStore, sequences: Sequences, config: TextC
     separator = text.separator_of(source, config.separator)
     separated = f"; separated by: {separator}" if separator else ""
     distinct = len(first_copies(store.texts))
-    return f"{len(sequences)} sequences, {distinct} distinct texts, up to {config.block_size} tokens{separated}"
+    return f"{len(sequences)} sequences (distinct texts: {distinct}), up to {config.block_size} tokens{separated}"
 
 
 def make_compact(data: Data) -> None:
@@ -107,7 +107,7 @@ def make_compact(data: Data) -> None:
     data.notes.append(f"compact vocabulary: {len(ids)} tokens; {outside}")
 
 
-def add_source(data: Data, source: str, share: float, store: TokenStore, config: TextConfig) -> None:
+def add_source(data: Data, source: str, store: TokenStore, config: TextConfig) -> None:
     """A file or stories into `data`, with a note on what part of them is used."""
     sequences = store.sequences(config.block_size, config.windows)
     if not len(sequences):
@@ -117,7 +117,7 @@ def add_source(data: Data, source: str, share: float, store: TokenStore, config:
     data.opening = text.common_opening(filter(None, openings))  # without a character that is cut in two
     used = share_used(store, data.tokenizer, config)
     found = describe(source, store, sequences, config)
-    data.notes.append(f"{text.text_name(source)}: {found}, {used:.1%} of the text; share {share:g}")
+    data.notes.append(f"{text.text_name(source)}: {found}, {used:.1%} of the text")
     if used < 0.5:
         first = f"at most {config.block_size} tokens of each of {len(store)} texts"
         data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows, --max_stories use more")
@@ -133,14 +133,15 @@ def read_text(config: TextConfig, kgram_k: int, count_memory: float = math.inf, 
     data = Data(none, None, none, tokenizer, tokenizer.n_vocab, kgram_k, config.vocabulary, count_memory)
     options: dict[str, Any] = {"separator": config.separator, "progress": progress}
     for path in config.input_files if weight < 1 else ():
-        add_source(data, path, 1 - weight, text.encode_source(path, tokenizer, **options), config)
+        add_source(data, path, text.encode_source(path, tokenizer, **options), config)
     lines = len(data.sequences)
     if weight:
         options |= {"split": "train", "limit": config.max_stories}
-        add_source(data, config.stories, weight, text.encode_source(config.stories, tokenizer, **options), config)
+        add_source(data, config.stories, text.encode_source(config.stories, tokenizer, **options), config)
     if 0 < lines < len(data.sequences):
         stories = len(data.sequences) - lines
         shares = torch.tensor([(1 - weight) / lines, weight / stories], dtype=torch.float64)
+        data.notes.append(f"a sequence is a story with a chance of {weight:g}, else of the files")
         data.weights = shares.repeat_interleave(torch.tensor([lines, stories]))
     if config.validation_stories:
         options |= {"split": "validation", "limit": config.validation_stories}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -22,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from helpers import ContextBatch, SequenceModel, count_targets, evaluate, next_token_loss
-from workbook.batches import data_hash, shard
+from workbook.batches import Batches, Part, data_hash
 from workbook.config import TrainingConfig
 from workbook.files import write_whole
 from workbook.machine import timed
@@ -185,11 +186,17 @@ class Replica(nn.Module):
     def __init__(self, model: SequenceModel, loss_fn: LossFunction):
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
-        self.rank, self.world_size = distributed.get_rank(), world_size()
 
-    def forward(self, batch: Tensor | ContextBatch) -> Tensor:
-        part, share = shard(batch, self.rank, self.world_size, self.model.blank)
-        return self.loss_fn(self.model, part) * (share * self.world_size)
+    def forward(self, batch: Tensor | ContextBatch, weight: float) -> Tensor:
+        return self.loss_fn(self.model, batch) * (weight * world_size())
+
+
+def weigh(part: Part, device: torch.device) -> Part:
+    """A process's part with its share of the weight of all, and with the targets of all."""
+    weight, tokens = total = torch.tensor([part.weight, part.tokens], dtype=torch.float32, device=device)
+    weight = float(weight)
+    distributed.all_reduce(total)
+    return part._replace(weight=weight / max(float(total[0]), 1.0), tokens=int(total[1]))
 
 
 class Trainer:
@@ -269,7 +276,7 @@ class Trainer:
                 optimizer.step()
         return value
 
-    def step(self, batch: Tensor) -> dict:
+    def step(self, batch: Any) -> dict:
         """One training step, timed; its row. ValueError where the loss is not finite."""
         share = self.config.warm_up_share
         if share is None:
@@ -279,6 +286,9 @@ class Trainer:
             group["lr"] = rate * factor
         self.model.train()
         batch = batch.to(self.model.device, non_blocking=True)
+        if isinstance(batch, Part):
+            batch = weigh(batch, self.model.device)
+        tokens = batch.tokens if isinstance(batch, Part) else count_targets(batch, self.model.blank)
         step_s, loss = timed(self.update, batch, device=self.model.device)
         if distributed.is_initialized():  # the first process's clock is everybody's
             step_s = of_first_process(torch.tensor(step_s, device=self.model.device)).item()
@@ -286,7 +296,7 @@ class Trainer:
         if not math.isfinite(loss):
             name = self.labels["model"]
             raise ValueError(f"{name}: the loss is {loss} at step {number}; try a smaller learning rate")
-        row = {"step": number, "steps": 1, "tokens": count_targets(batch, self.model.blank), "loss": loss}
+        row = {"step": number, "steps": 1, "tokens": tokens, "loss": loss}
         row |= {"step_s": step_s, "elapsed_s": self.counts["elapsed_s"] + step_s}
         self.counts |= {"step": number, "batch": self.counts["batch"] + 1, "elapsed_s": row["elapsed_s"]}
         for key in ("tokens", "epoch_tokens"):
@@ -376,12 +386,23 @@ class Trainer:
             set_random_states(state["random"][self.rank], self.model.device)
         self.order = state["order"].cpu() if state["order"] is not None else None
 
-    def share(self) -> None:
-        """Under torchrun: compute this process's part of each batch, and draw dropout of its own."""
-        if distributed.is_initialized():
-            replica = DistributedDataParallel(Replica(self.model, self.loss_fn), gradient_as_bucket_view=True)
-            self.loss_fn = lambda _, batch: replica(batch)
-            torch.manual_seed(torch.initial_seed() + self.rank)
+    @contextlib.contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Under torchrun: read and compute this process's part of each batch, and draw dropout of its own."""
+        if not distributed.is_initialized():
+            yield
+            return
+        data = getattr(self.batches, "dataset", None)
+        if not isinstance(data, Batches):
+            raise TypeError("several processes share the batches of make_batches or CorpusContexts; give one of these")
+        replica = DistributedDataParallel(Replica(self.model, self.loss_fn), gradient_as_bucket_view=True)
+        self.loss_fn = lambda _, part: replica(part.batch, part.weight)
+        torch.manual_seed(torch.initial_seed() + self.rank)
+        data.rank, data.processes = self.rank, world_size()
+        try:
+            yield
+        finally:
+            data.rank, data.processes = 0, 1
 
 
 def budgets(config: TrainingConfig, batches: Any) -> dict[str, float]:
@@ -477,12 +498,11 @@ def train(
     model, text, batch size or option.
     """
     trainer = Trainer(model, batches, config, name=name, run=run, loss_fn=loss_fn, checkpoint=checkpoint)
-    trainer.share()
-    trainer.load()
     leads = not trainer.rank
-    if log and leads:
-        trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // config.log_every], "w")
-    with StopSignal() as stop, progress_bar(run, progress and leads) as bar:
+    with trainer.sharing(), StopSignal() as stop, progress_bar(run, progress and leads) as bar:
+        trainer.load()
+        if log and leads:
+            trainer.write_rows(log, trainer.rows[: trainer.counts["step"] // config.log_every], "w")
         for batch in trainer.stream():
             row = trainer.advance(batch, validation, log)
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens'] / row['step_s']:,.0f} tokens/s", refresh=False)
