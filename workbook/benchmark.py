@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import torch
@@ -37,6 +38,8 @@ from helpers import (
     next_token_loss,
 )
 from workbook.batches import CorpusContexts, make_batches, pad_batch
+from workbook.config import TrainingConfig
+from workbook.counts import KneserNey
 from workbook.fast import keep_memory
 from workbook.findings import KGRAM_K, PARTS
 from workbook.machine import describe_machine, peak_memory, set_up, synchronize, timed
@@ -46,12 +49,15 @@ from workbook.sequences import Sequences
 from workbook.text import (
     VOCAB_SIZE,
     compact_vocabulary,
+    encode_source,
     encode_texts,
     load_stories,
     load_tokenizer,
     read_sequences,
     text_name,
+    write_stories,
 )
+from workbook.training import train
 
 EMBED_SIZE, HIDDEN_SIZE, LAYERS, BATCH_SIZE = 64, 256, 2, 32
 BLOCK_SIZE = {"3seqs.txt": 32, "stories": 64}
@@ -440,6 +446,53 @@ def measure_processes(source: str, rounds: int) -> pd.DataFrame:
                 row = {"model": steps["model"].iloc[0], "processes": processes, "round": number}
                 rows.append(row | {"tokens_per_s": rate, "loss": steps["loss"].iloc[-1]})
     return pd.DataFrame(rows)
+
+
+def measure_sizes(counts: Sequence[int], source: str, device: torch.device) -> pd.DataFrame:
+    """Seconds and peak memory of each stage from a text to the first steps, for texts of so many stories.
+
+    The texts are made of the halves of a source's stories (`join_halves`). "encode": the text as tokens, the first
+    time; "start": from the call to the end of a model's first step, the second time; "step": one of the next (median of 10);
+    "contexts" and "counts": those of k = 3, and Kneser-Ney of order 4.
+    """
+    rows = []
+    for stories in counts:
+        with tempfile.TemporaryDirectory() as place:
+            folder = write_stories(Path(place, "text"), stories, source)
+            stages = list(time_stages(folder, Path(place, "cache"), device))
+        tokens = stages[0].pop("tokens")
+        rows += [{"stories": stories, "tokens": tokens} | row for row in stages]
+    return pd.DataFrame(rows).assign(text=text_name(source), **describe_machine(device))
+
+
+def time_stages(folder: Path, cache: Path, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The rows of a text's stages, the first with its number of tokens."""
+    read = functools.partial(encode_source, folder, load_tokenizer(), split="train", cache=cache)
+    result: Any = None
+
+    def measured(stage: str, function: Callable, model: str = "") -> dict[str, Any]:
+        nonlocal result
+        found: list[tuple[float, Any]] = []
+        peak = peak_memory(lambda: found.append(timed(function, device=device)), device)
+        seconds, result = found[0]
+        return {"stage": stage, "model": model, "seconds": seconds, "peak_mb": peak / 1e6}
+
+    def first_steps(name: str) -> pd.DataFrame:
+        sequences, ids = compact_vocabulary(read().sequences(1024))
+        batches = make_batches(sequences, 8, blank=len(ids), similar_lengths=True)
+        model = make_model(name, k=3, V=len(ids), E=EMBED_SIZE, H=HIDDEN_SIZE).to(device)
+        return train(model, batches, TrainingConfig(steps=11), progress=False)
+
+    row = measured("encode", read)
+    yield row | {"tokens": int(result.texts["tokens"].sum())}
+    for name in ("LSTM", "Transformer"):
+        row = measured("start", functools.partial(first_steps, name), name)
+        later = result["step_s"].iloc[1:]
+        yield row | {"seconds": row["seconds"] - later.sum()}
+        yield row | {"stage": "step", "seconds": later.median(), "peak_mb": math.nan}
+    sequences, ids = compact_vocabulary(read().sequences(1024))
+    yield measured("contexts", functools.partial(CorpusContexts, sequences, 3, len(ids)))
+    yield measured("counts", functools.partial(KneserNey, sequences, len(ids), 4))
 
 
 @torch.no_grad()

@@ -124,6 +124,24 @@ def growth_slopes(growth: pd.DataFrame) -> pd.Series:
     return groups.apply(lambda rows: np.polyfit(np.log(rows["value"]), np.log(rows["step_s"]), 1)[0]).rename("slope")
 
 
+def size_slopes(sizes: pd.DataFrame) -> pd.DataFrame:
+    """Slope of log(seconds) and log(peak_mb) against log(tokens) of the text for each stage (and model): 1 is a time,
+    or memory, in proportion. NaN where no memory was measured."""
+
+    def slope(rows: pd.DataFrame, column: str) -> float:
+        some = rows.dropna(subset=column)
+        return np.polyfit(np.log(some["tokens"]), np.log(some[column]), 1)[0] if len(some) > 1 else np.nan
+
+    named = sizes.assign(stage=stage_names(sizes))
+    groups = named.groupby("stage", sort=False)[["tokens", "seconds", "peak_mb"]]
+    return pd.DataFrame({column: groups.apply(slope, column=column) for column in ("seconds", "peak_mb")})
+
+
+def stage_names(sizes: pd.DataFrame) -> pd.Series:
+    """Of each row the stage, with its model where it has one."""
+    return (sizes["stage"] + " " + sizes["model"].fillna("")).str.strip()
+
+
 def token_times_head(latency: pd.DataFrame) -> pd.Series:
     """The median time of a new token, after the length where it is longest, over that of the head alone; by model."""
     ms = latency.groupby(["model", "length"], sort=False)["ms"].median().groupby("model", sort=False).max()

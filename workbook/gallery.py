@@ -819,6 +819,22 @@ def cost_memory(growth: pd.DataFrame) -> None:
     draw_growth(growth, f"Peak MB of a step at k = {k}: {each}", "peak (MB)", "peak_mb", ["k", "V", "N"])
 
 
+@figure_of("cost_sizes")
+def cost_sizes(sizes: pd.DataFrame) -> None:
+    """Seconds and memory of each stage from a text to a trained model against the size of the text."""
+    slopes, each = findings.size_slopes(sizes)["seconds"], sizes.assign(name=findings.stage_names(sizes))
+    most, peak = sizes["tokens"].max() / 1e6, sizes["peak_mb"].max() / 1e3
+    title = f"Up to {most:,.0f} million tokens take {peak:.1f} GB at most; the time of {slopes.idxmax()} grows fastest,"
+    long = each.rename(columns={"peak_mb": "peak MB"}).melt(["stories", "name"], ["seconds", "peak MB"], "measure")
+    for ax, _, rows in panels(f"{title} as size^{slopes.max():.2f}", long, "measure", x="stories", sharey=False):
+        plot_models(ax, rows.pivot(index="stories", columns="name", values="value")[each["name"].unique()])
+        powers = [10**n for n in range(-3, 6) if rows["value"].min() / 2 < 10**n < rows["value"].max() * 2]
+        log_axes(
+            ax, x=[10**n for n in range(2, 8) if sizes["stories"].min() <= 10**n <= sizes["stories"].max()], y=powers
+        )
+    plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
 @figure_of("cost_latency")
 def cost_latency(latency: pd.DataFrame) -> None:
     """Milliseconds for one new token after texts of several lengths, and of the head alone."""

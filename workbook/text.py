@@ -280,11 +280,12 @@ def encode_source(
     limit: int | None = None,
     separator: str | None = None,
     progress: bool = False,
+    cache: Path | None = None,
 ) -> TokenStore:
     """The tokens of a text's stories, as `load_stories` chooses them, or without `split` of each text as it stands.
 
-    Files, and more than 50,000 stories of the hub, are kept as tokens in the cache (see `load_store`), so that they may
-    be larger than memory, and are encoded once.
+    Files, and more than 50,000 stories of the hub, are kept as tokens in `cache` (None: `cache_folder`), so that they
+    may be larger than memory, and are encoded once: see `load_store`.
     """
     if source in GRAMMARS or (source == "hub" and split and limit is not None and limit <= 50_000):
         texts = load_stories(source, split, limit, separator=separator) if split else load_stories(source)
@@ -292,7 +293,7 @@ def encode_source(
 
     def load(part: str, choice: Choice | None = None) -> TokenStore:
         file = HubTexts(part) if source == "hub" else split_file(source, part, separator)
-        return load_store(file, tokenizer, cache_folder(), choice.enough if choice else whole_file, progress)
+        return load_store(file, tokenizer, cache or cache_folder(), choice.enough if choice else whole_file, progress)
 
     if split is None:
         return load("train")
