@@ -116,6 +116,16 @@ def test_the_slope_of_a_power_law_is_its_power():
     assert slopes["V", "x", 2] == pytest.approx(0.5) and slopes["V", "y", 1] == pytest.approx(1)
 
 
+def test_slopes_of_the_stages_of_a_text():
+    rows = []
+    for tokens in (100, 1000):
+        rows += [(tokens, "encode", "", 2.0 * tokens, 3.0 * tokens**0.5), (tokens, "step", "LSTM", 1.0, math.nan)]
+    slopes = findings.size_slopes(frame("tokens stage model seconds peak_mb", *rows))
+    assert list(slopes.index) == ["encode", "step LSTM"]
+    assert slopes.loc["encode"].tolist() == pytest.approx([1, 0.5])
+    assert slopes.loc["step LSTM", "seconds"] == pytest.approx(0) and math.isnan(slopes.loc["step LSTM", "peak_mb"])
+
+
 def test_a_token_against_the_head_and_a_whole_text():
     rows = [("x", 16, 2.0), ("x", 16, 4.0), ("x", 128, 6.0), ("the head", 0, 2.0)]
     assert findings.token_times_head(frame("model length ms", *rows)).to_dict() == {"x": 3}

@@ -451,18 +451,18 @@ def measure_processes(source: str, rounds: int) -> pd.DataFrame:
 def measure_sizes(counts: Sequence[int], source: str, device: torch.device) -> pd.DataFrame:
     """Seconds and peak memory of each stage from a text to the first steps, for texts of so many stories.
 
-    The texts are made of the halves of a source's stories (`join_halves`). "encode": the text as tokens, the first
-    time; "start": from the call to the end of a model's first step, the second time; "step": one of the next (median of 10);
-    "contexts" and "counts": those of k = 3, and Kneser-Ney of order 4.
+    The texts are made of the halves of a source's stories (`join_halves`), after a small one to warm up. "encode": the
+    text as tokens, the first time; "start": from the call to the end of a model's first step, the second time; "step":
+    one of the next (median of 5); "contexts" and "counts": those of k = 3, and Kneser-Ney of order 4.
     """
-    rows = []
-    for stories in counts:
+    rows: list[dict[str, Any]] = []
+    for stories in [100, *counts]:
         with tempfile.TemporaryDirectory() as place:
             folder = write_stories(Path(place, "text"), stories, source)
             stages = list(time_stages(folder, Path(place, "cache"), device))
         tokens = stages[0].pop("tokens")
         rows += [{"stories": stories, "tokens": tokens} | row for row in stages]
-    return pd.DataFrame(rows).assign(text=text_name(source), **describe_machine(device))
+    return pd.DataFrame(rows[len(stages) :]).assign(text=text_name(source), **describe_machine(device))
 
 
 def time_stages(folder: Path, cache: Path, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -481,7 +481,7 @@ def time_stages(folder: Path, cache: Path, device: torch.device) -> Iterator[dic
         sequences, ids = compact_vocabulary(read().sequences(1024))
         batches = make_batches(sequences, 8, blank=len(ids), similar_lengths=True)
         model = make_model(name, k=3, V=len(ids), E=EMBED_SIZE, H=HIDDEN_SIZE).to(device)
-        return train(model, batches, TrainingConfig(steps=11), progress=False)
+        return train(model, batches, TrainingConfig(steps=6), progress=False)
 
     row = measured("encode", read)
     yield row | {"tokens": int(result.texts["tokens"].sum())}

@@ -829,9 +829,7 @@ def cost_sizes(sizes: pd.DataFrame) -> None:
     for ax, _, rows in panels(f"{title} as size^{slopes.max():.2f}", long, "measure", x="stories", sharey=False):
         plot_models(ax, rows.pivot(index="stories", columns="name", values="value")[each["name"].unique()])
         powers = [10**n for n in range(-3, 6) if rows["value"].min() / 2 < 10**n < rows["value"].max() * 2]
-        log_axes(
-            ax, x=[10**n for n in range(2, 8) if sizes["stories"].min() <= 10**n <= sizes["stories"].max()], y=powers
-        )
+        log_axes(ax, x=sorted(sizes["stories"].unique())[::2], y=powers)
     plt.figlegend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 

@@ -52,6 +52,7 @@ RATES: dict[tuple[str, int], dict[float | None, tuple[float, ...]]] = {
     ("convolution", 3): {None: (0.008, 0.016, 0.032, 0.064), 0.1: (0.008, 0.016, 0.032)},
     ("convolution", 16): {None: (0.008, 0.016, 0.032, 0.064), 0.1: (0.008, 0.016, 0.032)},
 }
+SIZES = [10_000, 30_000, 100_000, 300_000, 1_000_000, 2_450_000]  # stories
 WINDOWS = (1, 2, 3, 5, 8, 16, 32)
 UNTUNED: dict[str, float | None] = {"dropout": 0.1, "blanks": 0.3}
 TUNED: dict[tuple[str, int], dict[str, float | None]] = {  # as findings.searched reads kgram_search
@@ -209,6 +210,7 @@ def recordings() -> dict[str, Recording]:
         ),
         "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
+        "cost_sizes": book("05", "cost_sizes", 15, SIZES=SIZES, TEXT="{stories}"),
         "gpu": book(
             "05", f"{tables.format('stories_5min')} {names('cost', cost)}", 30, COMPLETE=True, **on_cuda
         )._replace(commands=tuple(on_gpu()), shown_in="", prefix="gpu_"),
