@@ -3,6 +3,8 @@
 import ast
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -169,6 +171,18 @@ def test_a_notebook_runs_with_other_parameters(tmp_path, monkeypatch):
         done, seconds = notebooks.execute(tmp_path / "small.ipynb", parameters)
         assert done.cells[-1].outputs[0].text.strip() == printed and seconds > 0
     assert nbformat.read(tmp_path / "small.ipynb", as_version=4).cells[1].source == "WIDTH = 3"
+
+
+def test_a_notebook_runs_on_a_machine_without_a_network(tmp_path):
+    """Not even a loopback interface: the kernel is spoken to through files."""
+    alone = ["unshare", "--net", "--map-root-user"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no network namespace can be made here")
+    command = [*alone, sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "01_sanity_check.ipynb"]
+    command += ["--output-dir", str(tmp_path), "--KernelManager.transport=ipc", f"--KernelManager.ip={tmp_path}/kernel"]
+    done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "01_sanity_check.ipynb").exists()
 
 
 def test_no_cell_is_longer_than_a_class(notebook):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from oracles import ROOT
 
 from workbook import files, sequences, store, text
-from workbook.batches import CorpusContexts, Draws, make_batches
+from workbook.batches import CorpusContexts, Draws, count_contexts, make_batches
 from workbook.counts import KneserNey, WindowCounts, target_windows
 from workbook.files import ENDOFTEXT, SEPARATORS, TextFile
 from workbook.sequences import Sequences
@@ -360,6 +360,28 @@ def test_counts_keep_to_their_memory_and_say_so(k, what):
     assert abs(float(share[1]) / 100 - targets / (40_000 * 99)) < 0.001 and targets < 2_500_000
 
 
+def test_contexts_that_are_kept_are_counted_once_and_not_needed(tmp_path, monkeypatch):
+    tensors = [torch.from_numpy(np.random.default_rng(seed).integers(0, 40, 30)) for seed in range(20)]
+    plain, made = CorpusContexts(tensors, 9, 10**6), []
+    monkeypatch.setattr(batches, "count_contexts", lambda *given: made.append(1) or count_contexts(*given))
+
+    def same(folder):
+        kept = CorpusContexts(tensors, 9, 10**6, kept=folder)
+        return all(torch.equal(plain.arrays[name], kept.arrays[name]) for name in plain.arrays) and torch.equal(
+            plain.contexts, kept.contexts
+        )
+
+    assert same(tmp_path / "kept") and same(tmp_path / "kept") and len(made) == 1
+    path = tmp_path / "kept" / "keys.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match="cannot be used .*made anew"):
+        assert same(tmp_path / "kept")
+    assert same(tmp_path / "kept") and same(tmp_path / "kept") and len(made) == 3  # written anew, once
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cannot be used .*made anew"):
+        assert same(tmp_path / "file" / "kept")
+
+
 def test_draws_are_those_of_multinomial_and_go_beyond_its_limit():
     weights = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) ** 4
     weights[::3] = 0
@@ -372,8 +394,8 @@ def test_draws_are_those_of_multinomial_and_go_beyond_its_limit():
 
 def test_similar_lengths_are_the_batches_that_they_always_were():
     tensors = [torch.arange(2 + (7 * number) % 31) for number in range(1300)]
-    batches = make_batches(tensors, 8, seed=3, similar_lengths=True)
-    digest = hashlib.sha256(b"".join(batch.numpy().tobytes() for batch in batches)).hexdigest()
+    similar = make_batches(tensors, 8, seed=3, similar_lengths=True)
+    digest = hashlib.sha256(b"".join(batch.numpy().tobytes() for batch in similar)).hexdigest()
     assert digest.startswith("edf4307d235c")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from helpers import ContextBatch, count_targets
-from workbook.counts import WindowCounts
+from workbook.counts import WindowCounts, decode
 from workbook.sequences import BLOCK, Sequences
+from workbook.store import kept_arrays
 from workbook.text import VOCAB_SIZE, tokens_hash
 
 
@@ -165,23 +168,34 @@ class Draws(Sampler[int]):
 class CorpusContexts:
     """A text as a k-gram needs it: each distinct context (U, k) once, with all its continuations and their counts.
 
-    `memory`, in bytes: see `WindowCounts`.
+    `memory`, in bytes: see `WindowCounts`. `kept`: a folder from which the contexts are mapped into memory, which
+    processes share; the first to come counts them.
     """
 
-    def __init__(self, sequences: Iterable[Tensor], k: int, vocab_size: int, memory: float = math.inf):
-        self.k, self.counted = k, WindowCounts(sequences, k, vocab_size, memory)
-        pairs, self.count = self.counted.tables[-1][0], self.counted.count.int()
-        self.target = (pairs % self.counted.base).int()
-        self.keys, sizes = torch.unique_consecutive(pairs // self.counted.base, return_counts=True)
-        self.counted.tables[-1] = pairs[:0], self.counted.tables[-1][1]  # what is left are the tables of older tokens
-        self.edges = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-        sums = torch.cat([torch.zeros(1, dtype=torch.int64), self.counted.count.cumsum(0)])
-        self.total = sums[self.edges].diff()  # (U,) targets after each context
+    def __init__(
+        self,
+        sequences: Iterable[Tensor],
+        k: int,
+        vocab_size: int,
+        memory: float = math.inf,
+        kept: Path | None = None,
+    ):
+        self.k, self.vocab_size = k, vocab_size
+        make = functools.partial(count_contexts, sequences, k, vocab_size, memory)
+        self.arrays = kept_arrays(kept, make) if kept else make()
+        self.keys, self.edges, self.total = (self.arrays[name] for name in ("keys", "edges", "total"))  # of contexts
+        self.target, self.count = self.arrays["target"], self.arrays["count"]  # of pairs of a context and a target
 
     @property
     def contexts(self) -> Tensor:
         """All of them, (U, k)."""
-        return self.counted.decode(self.keys, newest=0)
+        return self.decode(self.keys)
+
+    def decode(self, keys: Tensor) -> Tensor:
+        """The contexts (n, k) of keys."""
+        digits = self.arrays["digits"].tolist()
+        tables = [self.arrays[f"table {number}"] for number in range(len(digits) - 1)]
+        return decode(keys, tables, [*digits[:-1], digits[-1] - 1], self.vocab_size + 1)
 
     def __len__(self) -> int:
         return len(self.total)
@@ -199,6 +213,18 @@ class CorpusContexts:
         drawn = DrawnContexts(self, power, blanks, generator)
         rows = BatchSampler(Draws(drawn.chance, len(self), generator), batch_size, drop_last=False)
         return load_batches(drawn, rows, generator)
+
+
+def count_contexts(sequences: Iterable[Tensor], k: int, vocab_size: int, memory: float) -> dict[str, Tensor]:
+    """The arrays of `CorpusContexts`."""
+    counted = WindowCounts(sequences, k, vocab_size, memory)
+    zero = torch.zeros(1, dtype=torch.int64)
+    pairs, (keys, sizes) = counted.keys, torch.unique_consecutive(counted.keys // counted.base, return_counts=True)
+    arrays = {"keys": keys, "edges": torch.cat([zero, sizes.cumsum(0)])}
+    arrays["total"] = torch.cat([zero, counted.count.cumsum(0)])[arrays["edges"]].diff()  # (U,) targets after each
+    arrays |= {"target": (pairs % counted.base).int(), "count": counted.count.int()}
+    arrays |= {f"table {number}": table for number, table in enumerate(counted.tables)}
+    return arrays | {"digits": torch.tensor(counted.digits)}
 
 
 class DrawnContexts(Batches):
@@ -224,8 +250,8 @@ class DrawnContexts(Batches):
         pair = torch.arange(len(row)) + first[row]
         weight = 1 / (self.chance[rows] * len(rows) * self.targets)  # one over the draws expected of a row
         share = (corpus.count[pair] * weight[row]).float()
-        contexts = corpus.counted.decode(corpus.keys[rows], newest=0)
-        contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], corpus.counted.blank)
+        contexts = corpus.decode(corpus.keys[rows])
+        contexts = contexts.masked_fill(torch.arange(k) < hidden[:, None], corpus.vocab_size)
         tokens = int(corpus.total[rows].sum())
         return Part(ContextBatch(contexts, row, corpus.target[pair].long(), share, tokens), own, tokens if own else 0)
 

@@ -71,8 +71,9 @@ class WindowCounts:
         self, sequences: Iterable[Tensor], size: int, vocab_size: int, memory: float = math.inf, needed: int = 115
     ):
         self.base, self.blank, self.size = vocab_size + 1, vocab_size, size
-        self.tables: list[tuple[Tensor, int]] = []  # keys, and how many of the window's columns are their digits
-        self.count = torch.empty(0, dtype=torch.int64)
+        self.tables: list[Tensor] = []  # the keys of older columns
+        self.keys, self.count = torch.empty(2, 0, dtype=torch.int64)
+        self.digits: list[int] = []  # how many of a window's columns the keys of each table hold, and `keys` in the end
         text = with_targets(sequences)
         blocks = list(text.blocks())
         order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0)).tolist()
@@ -80,7 +81,7 @@ class WindowCounts:
         older: list[Tensor | None] = [None] * len(blocks)  # the place of each window's older columns in the last table
         begin = 0
         while begin <= size:
-            rows, end = len(self.tables[-1][0]) if self.tables else 1, begin + 1
+            rows, end = len(self.tables[-1]) if self.tables else 1, begin + 1
             while end <= size and rows * self.base ** (end + 1 - begin) < 2**63:
                 end += 1
             blocks, older = self.count_columns(blocks, older, begin, end, memory, needed)
@@ -101,24 +102,27 @@ class WindowCounts:
     ) -> tuple[list[Sequences], list[Tensor | None]]:
         """Add the table of columns up to `end`; the blocks that fit, and the places of their windows in it."""
         last, runs, number = end > self.size, Runs(), 0
-        held = sum(8 * len(keys) for keys, _ in self.tables)
+        held = sum(8 * len(keys) for keys in self.tables)
         for number, block in enumerate(blocks):
-            keys, place, count = torch.unique(self.keys(block, older[number], begin, end), True, True, True)
+            keys, place, count = torch.unique(self.number_windows(block, older[number], begin, end), True, True, True)
             held += 0 if last and not self.tables else 4 * int(block.lengths.sum())  # the places
             if number and held + needed * (len(keys) + len(runs)) > memory:
                 blocks, older = blocks[:number], older[:number]
                 break
             runs.add(keys, count)
-        table, self.count = runs.merged()
-        self.tables.append((table, end - begin))
-        if last or len(blocks) == 1:
+        self.keys, self.count = runs.merged()
+        self.digits.append(end - begin)
+        if last:
+            return blocks, older
+        self.tables.append(self.keys)
+        if len(blocks) == 1:
             return blocks, [place.int()]
         for number, block in enumerate(blocks):
-            keys, place = torch.unique(self.keys(block, older[number], begin, end), return_inverse=True)
-            older[number] = torch.searchsorted(table, keys).int()[place]
+            keys, place = torch.unique(self.number_windows(block, older[number], begin, end), return_inverse=True)
+            older[number] = torch.searchsorted(self.keys, keys).int()[place]
         return blocks, older
 
-    def keys(self, block: Sequences, older: Tensor | None, begin: int, end: int) -> Tensor:
+    def number_windows(self, block: Sequences, older: Tensor | None, begin: int, end: int) -> Tensor:
         """For each target of a block, the number of its window's columns up to `end`."""
         tokens, targets = padded(block, self.size, self.blank)
         key = torch.zeros_like(targets) if older is None else older.long()
@@ -129,19 +133,21 @@ class WindowCounts:
     def __len__(self) -> int:
         return len(self.count)
 
-    def decode(self, keys: Tensor, newest: int = 1) -> Tensor:
-        """The windows of keys of the last table, (n, size + 1), or without the target (`newest` 0) their contexts."""
-        columns: list[Tensor] = []
-        for level, (table, digits) in enumerate(reversed(self.tables)):
-            keys = table[keys] if level else keys
-            for _ in range(digits if level else digits - 1 + newest):
-                columns.append(keys % self.base)
-                keys = keys // self.base
-        return torch.stack(columns[::-1], 1) if columns else keys.new_empty(len(keys), 0)
-
     def windows(self) -> Tensor:
         """All of them in order, (n, size + 1) int32."""
-        return torch.cat([self.decode(keys).int() for keys in self.tables[-1][0].split(BLOCK)])
+        parts = self.keys.split(BLOCK)
+        return torch.cat([decode(keys, self.tables, self.digits, self.base).int() for keys in parts])
+
+
+def decode(keys: Tensor, tables: Sequence[Tensor], digits: Sequence[int], base: int) -> Tensor:
+    """Windows (n, sum of digits) of keys: each holds so many tokens, and a place in the table before."""
+    columns: list[Tensor] = []
+    for level in reversed(range(len(digits))):
+        for _ in range(digits[level]):
+            columns.append(keys % base)
+            keys = keys // base
+        keys = tables[level - 1][keys] if level else keys
+    return torch.stack(columns[::-1], 1) if columns else keys.new_empty(len(keys), 0)
 
 
 class Runs:

@@ -28,6 +28,7 @@ from workbook.sequences import Sequences
 from workbook.store import TokenStore, first_copies
 
 NETS = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
+MANY_TOKENS = 2**24  # of which the contexts are kept, as it takes seconds to count them
 POSITIONS = [*range(1, 9), *(2**n + 1 for n in range(3, 20))]  # where the spans of the loss by position begin
 
 
@@ -256,7 +257,11 @@ def compiled_parts(model: SequenceModel) -> list[torch.nn.Module]:
 def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dict[str, Any]:
     """What `train` takes of a model's data: its batches, and the loss on them where it is another one."""
     if name == "k-gram" and config.corpus_contexts is not None:
-        contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size, 1e9 * config.count_memory)
+        memory, kept = 1e9 * config.count_memory, None
+        if int(data.sequences.lengths.sum()) > MANY_TOKENS:
+            name = f"contexts-{data.data_hash}-{data.kgram_k}-{data.vocab_size}-{config.count_memory:g}"
+            kept = text.cache_folder() / name
+        contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size, memory, kept)
         options: dict[str, Any] = {"power": config.corpus_contexts, "blanks": config.blanks}
         return {"batches": contexts.batches(config.batch_size, seed=seed, **options), "loss_fn": helpers.context_loss}
     options = {"weights": data.weights, "similar_lengths": config.similar_lengths}

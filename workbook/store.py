@@ -7,6 +7,7 @@ its file, so another text, or the same one rewritten, is another folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbook.files import ENDOFTEXT, HubTexts, TextFile, write_whole
@@ -263,3 +266,25 @@ class KeptStore:
             tokens = np.memmap(self.tokens, state["type"], "r", shape=(state["tokens"],))
         read = 1.0 if state["complete"] or not file.total else state["place"] / file.total
         return TokenStore.all_of(tokens, self.rows(state), read)
+
+
+def kept_arrays(folder: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Arrays from a folder, mapped into memory; made and written by the first process that comes, while others wait.
+
+    Where the folder cannot be read or written, a note says so, and they are made anew, in memory.
+    """
+    done = folder / "complete"
+    try:
+        if not done.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                if not done.exists():
+                    for name, array in make().items():
+                        np.save(folder / f"{name}.npy", array.numpy())
+                    done.touch()
+        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.glob("*.npy")}
+    except (OSError, ValueError) as error:
+        warnings.warn(f"the cache {folder} cannot be used ({error}); what it is to hold is made anew", stacklevel=2)
+        with contextlib.suppress(OSError):
+            done.unlink()
+        return make()
