@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import ROOT
 
-from workbook import files, sequences, store, text
+from workbook import batches, files, sequences, store, text
 from workbook.batches import CorpusContexts, Draws, count_contexts, make_batches
 from workbook.counts import KneserNey, WindowCounts, target_windows
 from workbook.files import ENDOFTEXT, SEPARATORS, TextFile
