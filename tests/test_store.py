@@ -320,6 +320,18 @@ def test_windows_are_counted_as_one_by_one(values, width, vocab_size, size):
         sequences.BLOCK = usual
 
 
+@pytest.mark.parametrize("width", [2, 9])
+def test_where_memory_ends_whole_blocks_are_counted(width, blocks_of):
+    blocks_of(50)
+    tensors = [torch.from_numpy(np.random.default_rng(seed).integers(0, 40, 30)) for seed in range(20)]
+    blocks = list(Sequences.of(tensors).blocks())
+    first = blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[0]]
+    with pytest.warns(UserWarning, match="counted in a random 10.0% of the text"):
+        found = WindowCounts(tensors, width, 50_257, memory=1)
+    expected = Counter(map(tuple, target_windows(first, width, 50_257).tolist()))
+    assert dict(zip(map(tuple, found.windows().tolist()), found.count.tolist(), strict=True)) == expected
+
+
 def test_kneser_ney_does_not_depend_on_the_blocks(blocks_of):
     rng = np.random.default_rng(0)
     tensors = [torch.from_numpy(rng.integers(0, 30, 50) ** 2 // 30) for _ in range(60)]

@@ -115,7 +115,7 @@ class WindowCounts:
         if last:
             return blocks, older
         self.tables.append(self.keys)
-        if len(blocks) == 1:
+        if not number:  # there is one block
             return blocks, [place.int()]
         for number, block in enumerate(blocks):
             keys, place = torch.unique(self.number_windows(block, older[number], begin, end), return_inverse=True)
@@ -129,9 +129,6 @@ class WindowCounts:
         for column in range(begin, end):
             key = key * self.base + tokens[targets - self.size + column]
         return key
-
-    def __len__(self) -> int:
-        return len(self.count)
 
     def windows(self) -> Tensor:
         """All of them in order, (n, size + 1) int32."""

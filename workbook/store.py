@@ -240,6 +240,8 @@ class KeptStore:
             texts = self.rows(state)
             if state["complete"] or (len(texts) and enough(texts)):  # another process has been here
                 return
+            for path in (self.tokens, self.texts) if not len(texts) else ():
+                path.unlink(missing_ok=True)  # what others have mapped stays theirs
             with self.tokens.open("ab") as token_file, self.texts.open("ab") as text_file:
                 token_file.truncate(state["tokens"] * np.dtype(state["type"]).itemsize)  # half a block
                 text_file.truncate(state["texts"] * TEXT.itemsize)
