@@ -105,8 +105,9 @@ class WindowCounts:
         held = sum(8 * len(keys) for keys in self.tables)
         for number, block in enumerate(blocks):
             keys, place, count = torch.unique(self.number_windows(block, older[number], begin, end), True, True, True)
-            held += 0 if last and not self.tables else 4 * int(block.lengths.sum())  # the places
-            if number and held + needed * (len(keys) + len(runs)) > memory:
+            tokens = int(block.lengths.sum())
+            held += 0 if last and not self.tables else 4 * tokens  # the places
+            if number and held + 100 * tokens + needed * (len(keys) + len(runs)) > memory:  # with the block in work
                 blocks, older = blocks[:number], older[:number]
                 break
             runs.add(keys, count)
