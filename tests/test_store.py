@@ -420,12 +420,14 @@ def test_halves_are_joined_without_repeating_a_pair():
     assert len(set(made)) == 900 and set(made[:30]) == set(stories)
     assert made == list(join_halves(stories, 900)) != list(join_halves(stories, 900, seed=1))
     assert all(story.startswith("Number") and story.endswith(".") and "left. It was" in story for story in made)
-    with pytest.raises(ValueError, match="30 stories of two halves make 900; not 901"):
-        list(join_halves(stories, 901))
+    assert list(join_halves(stories, 901)) == made  # there are no more
+    assert set(join_halves(["Ein Satz im Wald", "x", "ab"], 9)) == {
+        first + second for first in ("Ein ", "x", "a") for second in ("Satz im Wald", "", "b")
+    }
 
 
 def test_a_text_of_any_size_is_written_with_its_validation(tmp_path):
-    write_stories(tmp_path / "made", 12_000, "builtin")
+    assert write_stories(tmp_path / "made", 12_000, "builtin") == 12_000
     train, held_out = (load_stories(tmp_path / "made", split, None) for split in ("train", "validation"))
     assert 11_500 < len(train) <= 12_000 and len(held_out) == 2000
     assert held_out == load_stories("builtin", "validation", 2000)

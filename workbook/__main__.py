@@ -55,8 +55,10 @@ def sample(args: argparse.Namespace) -> None:
 def make_stories(args: argparse.Namespace) -> None:
     """Write a text of any size, made of the halves of a small one's stories: train.txt, and valid.txt with those held
     out of it."""
-    write_stories(args.folder, args.max_stories, args.stories)
-    print(f"{args.max_stories:,} stories in {short(args.folder / 'train.txt')}")
+    made = write_stories(args.folder, args.max_stories, args.stories)
+    if made < args.max_stories:
+        print(f"note: the halves of {args.stories} make {made:,} stories, and no more", file=sys.stderr)
+    print(f"{made:,} stories in {short(args.folder / 'train.txt')}")
 
 
 def make_record(args: argparse.Namespace) -> None:

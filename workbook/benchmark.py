@@ -448,21 +448,25 @@ def measure_processes(source: str, rounds: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def measure_sizes(counts: Sequence[int], source: str, device: torch.device) -> pd.DataFrame:
+def measure_sizes(
+    counts: Sequence[int], source: str, device: torch.device, separator: str | None = None
+) -> pd.DataFrame:
     """Seconds and peak memory of each stage from a text to the first steps, for texts of so many stories.
 
-    The texts are made of the halves of a source's stories (`join_halves`), after a small one to warm up. "encode": the
-    text as tokens, the first time; "start": from the call to the end of a model's first step, the second time; "step":
-    one of the next (median of 5); "contexts" and "counts": those of k = 3, and Kneser-Ney of order 4.
+    The texts are made of the halves of a source's stories (`join_halves`: as many as these make), after a small one to
+    warm up. "encode": the text as tokens, the first time; "start": from the call to the end of a model's first step,
+    the second time; "step": one of the next (median of 5); "contexts" and "counts": those of k = 3, and Kneser-Ney of
+    order 4.
     """
     rows: list[dict[str, Any]] = []
     for stories in [100, *counts]:
         with tempfile.TemporaryDirectory() as place:
-            folder = write_stories(Path(place, "text"), stories, source)
-            stages = list(time_stages(folder, Path(place, "cache"), device))
+            made = write_stories(Path(place, "text"), stories, source, separator)
+            stages = list(time_stages(Path(place, "text"), Path(place, "cache"), device))
         tokens = stages[0].pop("tokens")
-        rows += [{"stories": stories, "tokens": tokens} | row for row in stages]
-    return pd.DataFrame(rows[len(stages) :]).assign(text=text_name(source), **describe_machine(device))
+        rows += [{"stories": made, "tokens": tokens} | row for row in stages]
+    frame = pd.DataFrame(rows[len(stages) :]).drop_duplicates(["stories", "stage", "model"])
+    return frame.assign(text=text_name(source), **describe_machine(device))
 
 
 def time_stages(folder: Path, cache: Path, device: torch.device) -> Iterator[dict[str, Any]]:

@@ -824,9 +824,11 @@ def cost_sizes(sizes: pd.DataFrame) -> None:
     """Seconds and memory of each stage from a text to a trained model against the size of the text."""
     slopes, each = findings.size_slopes(sizes)["seconds"], sizes.assign(name=findings.stage_names(sizes))
     most, peak = sizes["tokens"].max() / 1e6, sizes["peak_mb"].max() / 1e3
-    title = f"Up to {most:,.0f} million tokens take {peak:.1f} GB at most; the time of {slopes.idxmax()} grows fastest,"
+    title = f"Up to {most:,.3g} million tokens take {peak:.1f} GB at most"
+    if slopes.notna().any():  # there are two sizes
+        title += f"; the time of {slopes.idxmax()} grows fastest, as size^{slopes.max():.2f}"
     long = each.rename(columns={"peak_mb": "peak MB"}).melt(["stories", "name"], ["seconds", "peak MB"], "measure")
-    for ax, _, rows in panels(f"{title} as size^{slopes.max():.2f}", long, "measure", x="stories", sharey=False):
+    for ax, _, rows in panels(title, long, "measure", x="stories", sharey=False):
         plot_models(ax, rows.pivot(index="stories", columns="name", values="value")[each["name"].unique()])
         powers = [10**n for n in range(-3, 6) if rows["value"].min() / 2 < 10**n < rows["value"].max() * 2]
         log_axes(ax, x=sorted(sizes["stories"].unique())[::2], y=powers)

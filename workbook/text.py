@@ -181,15 +181,16 @@ def load_stories(
 def join_halves(stories: Sequence[str], count: int, seed: int = 0) -> Iterator[str]:
     """A text of any size from a small one: the stories themselves, then first halves with the second halves of others.
 
-    Halves meet at the end of a sentence. No pair comes twice, so that n stories make up to n²; what grows is the text,
-    not what there is to learn from it. ValueError for more.
+    Halves meet at the end of a sentence, or where there is none between words, or anywhere. No pair comes twice: n
+    stories make n², and no more. What grows is the text, not what there is to learn from it.
     """
-    middles = [story.rfind(". ", 0, len(story) // 2) + 2 for story in stories]
-    halves = [(story[:cut], story[cut:]) for story, cut in zip(stories, middles, strict=True) if cut > 1]
-    if count > len(halves) ** 2:
-        raise ValueError(f"{len(halves)} stories of two halves make {len(halves) ** 2:,}; not {count:,}: give more")
+    halves = []
+    for story in stories:
+        ends = re.match(r"(?s)(.*\. |.*\s|.*)", story[: (len(story) + 1) // 2])
+        cut = ends.end() if ends else 0
+        halves.append((story[:cut], story[cut:]))
     rng, order = random.Random(seed), [*range(len(halves))]
-    for number in range(count):
+    for number in range(min(count, len(halves) ** 2)):
         distance, place = divmod(number, len(halves))
         if not place:
             rng.shuffle(order)
@@ -197,9 +198,9 @@ def join_halves(stories: Sequence[str], count: int, seed: int = 0) -> Iterator[s
         yield halves[first][0] + halves[(first + distance) % len(halves)][1]
 
 
-def write_stories(folder: str | Path, count: int, source: str | Path = "builtin", separator: str | None = None) -> Path:
+def write_stories(folder: str | Path, count: int, source: str | Path = "builtin", separator: str | None = None) -> int:
     """Write `count` stories as train.txt, made of the halves of a text's (see `join_halves`), and those that the text
-    holds out as valid.txt."""
+    holds out as valid.txt. How many there are: a small text makes fewer."""
     most = 10_000 if source in GRAMMARS else None
     stories = load_stories(source, limit=most, separator=separator)
     held_back = load_stories(source, "validation", 2000 if source in GRAMMARS else None, separator=separator)
@@ -211,7 +212,7 @@ def write_stories(folder: str | Path, count: int, source: str | Path = "builtin"
                 file.writelines(f"{text}\n{ENDOFTEXT}\n" for text in texts)
 
         write_whole(Path(folder, name), write)
-    return Path(folder)
+    return min(count, len(stories) ** 2)
 
 
 def no_story(source: str | Path, split: str, separator: str | None) -> str:
