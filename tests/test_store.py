@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_not_needed(kept, tokenizer, monkeypat
     plain = as_lists(encode_source(kept, tokenizer))
     (kept.parent / "file").touch()
     monkeypatch.setenv("WORKBOOK_CACHE", str(kept.parent / "file"))
-    with pytest.warns(UserWarning, match="cannot be written .*nothing is kept"):
+    with pytest.warns(UserWarning, match="cannot be written .*no more is kept"):
         assert as_lists(encode_source(kept, tokenizer)) == plain
 
 
@@ -326,8 +326,8 @@ def test_where_memory_ends_whole_blocks_are_counted(width, blocks_of):
     tensors = [torch.from_numpy(np.random.default_rng(seed).integers(0, 40, 30)) for seed in range(20)]
     blocks = list(Sequences.of(tensors).blocks())
     first = blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[0]]
-    with pytest.warns(UserWarning, match="counted in a random [0-9.]+% of the text"):
-        found = WindowCounts(tensors, width, 50_257, memory=1)
+    found = WindowCounts(tensors, width, 50_257, memory=1)
+    assert found.used == first.lengths.sum() / 600
     expected = Counter(map(tuple, target_windows(first, width, 50_257).tolist()))
     assert dict(zip(map(tuple, found.windows().tolist()), found.count.tolist(), strict=True)) == expected
 
@@ -386,12 +386,22 @@ def test_contexts_that_are_kept_are_counted_once_and_not_needed(tmp_path, monkey
     assert same(tmp_path / "kept") and same(tmp_path / "kept") and len(made) == 1
     path = tmp_path / "kept" / "keys.npy"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.warns(UserWarning, match="cannot be used .*made anew"):
+    with pytest.warns(UserWarning, match="cannot be used .*nothing is kept"):
         assert same(tmp_path / "kept")
     assert same(tmp_path / "kept") and same(tmp_path / "kept") and len(made) == 3  # written anew, once
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="cannot be used .*made anew"):
+    with pytest.warns(UserWarning, match="cannot be used .*nothing is kept"):
         assert same(tmp_path / "file" / "kept")
+    (tmp_path / "kept" / "total.npy").unlink()
+    assert same(tmp_path / "kept")  # a missing one is made again
+
+
+def test_contexts_of_a_part_say_so_each_time(tmp_path, blocks_of):
+    blocks_of(50)
+    tensors = [torch.from_numpy(np.random.default_rng(seed).integers(0, 40, 30)) for seed in range(20)]
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="windows of 3 tokens are counted in a random [0-9.]+% of the text"):
+            CorpusContexts(tensors, 2, 50, memory=1, kept=tmp_path / "kept")
 
 
 def test_draws_are_those_of_multinomial_and_go_beyond_its_limit():
@@ -399,6 +409,9 @@ def test_draws_are_those_of_multinomial_and_go_beyond_its_limit():
     weights[::3] = 0
     expected = torch.multinomial(weights, 9000, True, generator=torch.Generator().manual_seed(2))
     assert list(Draws(weights, 9000, torch.Generator().manual_seed(2))) == expected.tolist()
+    for weights in ([0.0, 0.0], [1.0, -1.0, 3.0], [math.nan, 1.0], [math.inf, 1.0]):
+        with pytest.raises(ValueError, match="weights of a draw are below 0, not finite, or all 0"):
+            Draws(weights, 3, torch.Generator())
     many = torch.ones(2**24 + 5)
     drawn = list(Draws(many, 1000, torch.Generator().manual_seed(0)))
     assert min(drawn) >= 0 and max(drawn) < len(many) and max(drawn) > 2**23
@@ -431,4 +444,8 @@ def test_a_text_of_any_size_is_written_with_its_validation(tmp_path):
     train, held_out = (load_stories(tmp_path / "made", split, None) for split in ("train", "validation"))
     assert 11_500 < len(train) <= 12_000 and len(held_out) == 2000
     assert held_out == load_stories("builtin", "validation", 2000)
+    with pytest.raises(ValueError, match="train.txt exists; name another folder"):
+        write_stories(tmp_path / "made", 12, "builtin")
+    with pytest.raises(ValueError, match="0 stories cannot be written"):
+        write_stories(tmp_path / "other", 0)
     assert set(load_stories("builtin", limit=5000)) <= {*train}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from helpers import ContextBatch, count_targets
-from workbook.counts import WindowCounts, decode
+from workbook.counts import WindowCounts, decode, say_used
 from workbook.sequences import BLOCK, Sequences
 from workbook.store import kept_arrays
 from workbook.text import VOCAB_SIZE, tokens_hash
@@ -97,7 +97,7 @@ class Part(NamedTuple):
     processes, once these have been added up (`weigh`)."""
 
     batch: Tensor | ContextBatch
-    weight: float
+    weight: float  # at first a whole number
     tokens: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Part:
@@ -107,8 +107,8 @@ class Part(NamedTuple):
 class Batches(Dataset):
     """What a `DataLoader` takes a batch of at once: numbers of sequences, or of contexts.
 
-    Of several processes, each reads its `Part` alone: every so-manieth number. One without a target takes the whole
-    batch for a weight of 0, as every process has to take part in each step.
+    Of n processes, each reads its `Part` alone: every n-th number. One without a target takes the whole batch for a
+    weight of 0, as every process has to take part in each step.
     """
 
     rank, processes = 0, 1
@@ -152,6 +152,8 @@ class Draws(Sampler[int]):
     def __init__(self, weights: Any, draws: int, generator: torch.Generator):
         self.weights, self.draws, self.generator = torch.as_tensor(weights, dtype=torch.float64), draws, generator
         self.cumulative = self.weights.cumsum(0)
+        if not 0 < self.cumulative[-1] < math.inf or (self.weights < 0).any():
+            raise ValueError("the weights of a draw are below 0, not finite, or all 0; expected 0 or more")
         self.cumulative /= self.cumulative[-1].item()
 
     def __len__(self) -> int:
@@ -168,8 +170,8 @@ class Draws(Sampler[int]):
 class CorpusContexts:
     """A text as a k-gram needs it: each distinct context (U, k) once, with all its continuations and their counts.
 
-    `memory`, in bytes: see `WindowCounts`. `kept`: a folder from which the contexts are mapped into memory, which
-    processes share; the first to come counts them.
+    `memory`, in bytes: see `WindowCounts`; a warning says where it is too little. `kept`: a folder from which the
+    contexts are mapped into memory, which processes share; the first to come counts them.
     """
 
     def __init__(
@@ -183,6 +185,7 @@ class CorpusContexts:
         self.k, self.vocab_size = k, vocab_size
         make = functools.partial(count_contexts, sequences, k, vocab_size, memory)
         self.arrays = kept_arrays(kept, make) if kept else make()
+        say_used(self.arrays["used"].item(), k, memory)
         self.keys, self.edges, self.total = (self.arrays[name] for name in ("keys", "edges", "total"))  # of contexts
         self.target, self.count = self.arrays["target"], self.arrays["count"]  # of pairs of a context and a target
 
@@ -224,7 +227,7 @@ def count_contexts(sequences: Iterable[Tensor], k: int, vocab_size: int, memory:
     arrays["total"] = torch.cat([zero, counted.count.cumsum(0)])[arrays["edges"]].diff()  # (U,) targets after each
     arrays |= {"target": (pairs % counted.base).int(), "count": counted.count.int()}
     arrays |= {f"table {number}": table for number, table in enumerate(counted.tables)}
-    return arrays | {"digits": torch.tensor(counted.digits)}
+    return arrays | {"digits": torch.tensor(counted.digits), "used": torch.tensor([counted.used], dtype=torch.float64)}
 
 
 class DrawnContexts(Batches):

@@ -63,7 +63,8 @@ class WindowCounts:
     A window is one number, its tokens the digits in base V + 1, so that a block of the text is one sort, and blocks are
     merged. Where the digits of a window do not fit into 63 bits, those of its oldest tokens are counted first and their
     places in that table take the place of their digits, as often as it needs (`tables`). The text is read in blocks,
-    in a random order: where `memory` (bytes) ends, those read so far are a random part of it, and a warning says so.
+    in a random order: where `memory` (bytes) ends, those read so far, one at least, are a random part of it, of the
+    share `used`.
     `needed`: the most bytes that a window takes, in merging or in what is made of it.
     """
 
@@ -86,10 +87,7 @@ class WindowCounts:
                 end += 1
             blocks, older = self.count_columns(blocks, older, begin, end, memory, needed)
             begin = end
-        used = sum(int(block.lengths.sum()) for block in blocks) / int(text.lengths.sum())
-        if used < 1:
-            part = f"windows of {size + 1} tokens are counted in a random {used:.1%} of the text"
-            warnings.warn(f"{part}: more do not fit into {memory / 1e9:g} GB (--count_memory)", stacklevel=3)
+        self.used = sum(int(block.lengths.sum()) for block in blocks) / int(text.lengths.sum())
 
     def count_columns(
         self,
@@ -103,10 +101,12 @@ class WindowCounts:
         """Add the table of columns up to `end`; the blocks that fit, and the places of their windows in it."""
         last, runs, number = end > self.size, Runs(), 0
         held = sum(8 * len(keys) for keys in self.tables)
+        if self.tables:  # the places of all windows are there
+            held += sum(4 * int(block.lengths.sum()) for block in blocks)
         for number, block in enumerate(blocks):
             keys, place, count = torch.unique(self.number_windows(block, older[number], begin, end), True, True, True)
             tokens = int(block.lengths.sum())
-            held += 0 if last and not self.tables else 4 * tokens  # the places
+            held += 0 if last or self.tables else 4 * tokens
             if number and held + 100 * tokens + needed * (len(keys) + len(runs)) > memory:  # with the block in work
                 blocks, older = blocks[:number], older[:number]
                 break
@@ -148,6 +148,13 @@ def decode(keys: Tensor, tables: Sequence[Tensor], digits: Sequence[int], base: 
     return torch.stack(columns[::-1], 1) if columns else keys.new_empty(len(keys), 0)
 
 
+def say_used(used: float, size: int, memory: float) -> None:
+    """A warning where not all of a text was counted."""
+    if used < 1:
+        part = f"windows of {size + 1} tokens are counted in a random {used:.1%} of the text"
+        warnings.warn(f"{part}: more do not fit into {memory / 1e9:g} GB (--count_memory)", stacklevel=3)
+
+
 class Runs:
     """Sorted runs of distinct keys with their counts, merged as they grow: each key is merged a few times, not in each
     block anew."""
@@ -184,7 +191,7 @@ class KneserNey:
     `order` is the length of an n-gram: order - 1 tokens of context and the next one. Level m knows m tokens of context.
     The highest level counts occurrences; each lower one in how many different longer contexts a pair occurs; below the
     lowest lies 1 / V. `discounts` (for each level three, for counts of 1, 2 and more) replaces the estimates. `memory`:
-    see `WindowCounts`.
+    see `WindowCounts`; a warning says where it is too little.
     """
 
     def __init__(
@@ -200,6 +207,7 @@ class KneserNey:
             raise ValueError(f"order is {order}; expected 1 or more")
         self.vocab_size, self.order, self.base = vocab_size, order, vocab_size + 1
         counted = WindowCounts(sequences, order - 1, vocab_size, memory, needed=115 + 35 * (order - 1))  # each level's
+        say_used(counted.used, order - 1, memory)
         windows, counts = counted.windows(), counted.count
         del counted
         # A context's key: base * the place of the context without its oldest token + that token, below M * (V + 1).

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +26,7 @@ from workbook.counts import KneserNey, mixed_loss, target_windows
 from workbook.notebooks import notebook_module
 from workbook.records import ENDINGS, add_to_run
 from workbook.sequences import Sequences
-from workbook.store import TokenStore, first_copies
+from workbook.store import FORMAT, TokenStore, first_copies
 
 NETS = {"embedding": helpers.EmbeddingMLP, "pooled": helpers.PooledMLP}
 MANY_TOKENS = 2**24  # of which the contexts are kept, as it takes seconds to count them
@@ -85,7 +86,7 @@ def weight_of_stories(config: TextConfig) -> float:
 def share_used(store: TokenStore, tokenizer: Any, config: TextConfig) -> float:
     """The share of a text, in bytes, that is in the sequences of these stories."""
     sizes, lengths = store.texts["bytes"], store.texts["tokens"]
-    cut = lengths > (2**63 if config.windows else config.block_size)
+    cut = np.zeros(len(store), dtype=bool) if config.windows else lengths > config.block_size
     counts = store.chosen(cut).sequences(config.block_size).counts(tokenizer.n_vocab)
     return (int(sizes[~cut & (lengths > 1)].sum()) + text.count_bytes(counts, tokenizer)) / store.whole_bytes
 
@@ -118,7 +119,8 @@ def add_source(data: Data, source: str, store: TokenStore, config: TextConfig) -
     data.opening = text.common_opening(filter(None, openings))  # without a character that is cut in two
     used = share_used(store, data.tokenizer, config)
     found = describe(source, store, sequences, config)
-    data.notes.append(f"{text.text_name(source)}: {found}, {used:.1%} of the text")
+    share = "" if math.isnan(used) else f", {used:.1%} of the text"  # of a table that was not read to its end
+    data.notes.append(f"{text.text_name(source)}: {found}{share}")
     if used < 0.5:
         first = f"at most {config.block_size} tokens of each of {len(store)} texts"
         data.notes.append(f"note: only {used:.1%} of the text is used, {first}; --windows, --max_stories use more")
@@ -259,8 +261,8 @@ def choose_batches(name: str, data: Data, config: BatchConfig, seed: int) -> dic
     if name == "k-gram" and config.corpus_contexts is not None:
         memory, kept = 1e9 * config.count_memory, None
         if int(data.sequences.lengths.sum()) > MANY_TOKENS:
-            name = f"contexts-{data.data_hash}-{data.kgram_k}-{data.vocab_size}-{config.count_memory:g}"
-            kept = text.cache_folder() / name
+            of = [data.data_hash, len(data.sequences), data.kgram_k, data.vocab_size, f"{config.count_memory:g}"]
+            kept = text.cache_folder() / "-".join(map(str, ["contexts", FORMAT, *of]))
         contexts = CorpusContexts(data.sequences, data.kgram_k, data.vocab_size, memory, kept)
         options: dict[str, Any] = {"power": config.corpus_contexts, "blanks": config.blanks}
         return {"batches": contexts.batches(config.batch_size, seed=seed, **options), "loss_fn": helpers.context_loss}

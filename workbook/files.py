@@ -1,4 +1,4 @@
-"""Files: written whole, and texts read in blocks, of which one may be larger than memory."""
+"""Files: written whole, and texts read in blocks: a file may be larger than memory."""
 
 import contextlib
 import functools
@@ -178,8 +178,11 @@ class TextFile:
             raise ValueError(f"{self.path} is no UTF-8 text; save it as UTF-8")
         text = text.replace("\r\n", "\n")
         if blanks := re.search(BLANKS[self.separator], text):
+            line = 1 + text.count("\n", 0, blanks.start())
             with self.path.open("rb") as file:
-                line = 1 + file.read(place).count(b"\n") + text.count("\n", 0, blanks.start())
+                while place > 0:
+                    line += file.read(min(place, BLOCK)).count(b"\n")
+                    place -= BLOCK
             raise ValueError(f"{self.path}, line {line}: {TOO_MANY_BLANKS}")
         parts = re.split(SEPARATORS[self.separator], text)
         parts = parts if self.separator == "lines" else [part.strip() for part in parts]
@@ -197,6 +200,8 @@ class TextFile:
             cells = [(row, str(cell)) for row, cell in enumerate(frame["text"], begin + 1) if not pd.isna(cell)]
             if long := [row for row, cell in cells if re.search(BLANKS[ENDOFTEXT], cell)]:
                 raise ValueError(f"{self.path}, text {long[0]}: {TOO_MANY_BLANKS}")
+            if odd := [row for row, cell in cells if re.search("[\ud800-\udfff]", cell)]:
+                raise ValueError(f"{self.path}, text {odd[0]}: half a character (a surrogate); remove it")
             yield [cell for row, cell in cells if row > place and cell.strip()], rows
 
     def frames(self) -> Iterator[pd.DataFrame]:

@@ -63,8 +63,13 @@ class Sequences(Sequence[Tensor]):
         ends = self.starts + self.lengths
         if len(self) and (ends[:-1] == self.starts[1:]).all():  # neighbours in the array
             return self.tokens[self.starts[0] : ends[-1]]
-        before = self.lengths.cumsum() - self.lengths
-        return self.tokens[np.arange(self.lengths.sum()) + np.repeat(self.starts - before, self.lengths)]
+        found, end = np.empty(self.lengths.sum(), self.tokens.dtype), 0
+        for block in self.blocks():
+            before = block.lengths.cumsum() - block.lengths
+            place = np.arange(block.lengths.sum()) + np.repeat(block.starts - before, block.lengths)
+            found[end : end + len(place)] = self.tokens[place]
+            end += len(place)
+        return found
 
     def flat(self) -> Tensor:
         """All tokens, one sequence after the other, int64."""

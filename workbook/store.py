@@ -2,14 +2,16 @@
 
 A plain file of unsigned integers is simpler here than an Arrow table, and faster: a block is one write, a sequence one
 slice, a kill costs the block in work, and processes share the pages. The folder of a text is named after the SHA-256 of
-its file, so another text, or the same one rewritten, is another folder.
+its file, so another text, or the same one rewritten, is another folder; one of the hub after datasets' fingerprint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -185,15 +187,20 @@ def load_store(
                 kept.extend(file, tokenizer, enough, progress)
             return kept.store(file)
         except OSError as error:
-            warnings.warn(f"the cache {kept.folder} cannot be written ({error}); nothing is kept", stacklevel=2)
+            warnings.warn(f"the cache {kept.folder} cannot be written ({error}); no more is kept", stacklevel=2)
     blocks: list[tuple[np.ndarray, np.ndarray]] = []
     read = 1.0
     for tokens, texts, place in encoded_blocks(file, tokenizer, progress=progress):
         blocks.append((tokens, texts))
-        if enough(np.concatenate([texts for _, texts in blocks])):
-            read = place / file.total if file.total else 1.0
+        if enough is not whole_file and enough(np.concatenate([texts for _, texts in blocks])):
+            read = share_read(place, file)
             break
     return in_memory(blocks, read)
+
+
+def share_read(place: int, file: TextFile | HubTexts) -> float:
+    """The share of a file before a place; NaN where it is not known how many there are."""
+    return place / file.total if file.total else math.nan
 
 
 class KeptStore:
@@ -202,8 +209,9 @@ class KeptStore:
     def __init__(self, folder: Path):
         self.folder, self.tokens, self.texts = folder, folder / "tokens.bin", folder / "texts.bin"
 
-    def state(self) -> dict[str, Any]:
-        """How many texts and tokens are whole, their type, where the next block begins. A note where it is damaged."""
+    def state(self, say: bool = False) -> dict[str, Any]:
+        """How many texts and tokens are whole, their type, where the next block begins; nothing where it is damaged,
+        of which a note tells if it is to be said."""
         new = {"texts": 0, "tokens": 0, "type": "uint8", "place": 0, "complete": False}
         try:
             state = json.loads((self.folder / "state.json").read_text())
@@ -217,8 +225,10 @@ class KeptStore:
             reason: Exception = error
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = error
-        warnings.warn(f"the cache {self.folder} cannot be read ({reason}); the texts are encoded again", stacklevel=4)
-        (self.folder / "state.json").unlink(missing_ok=True)
+        if say:
+            warnings.warn(
+                f"the cache {self.folder} cannot be read ({reason}); the texts are encoded again", stacklevel=4
+            )
         return new
 
     def rows(self, state: dict[str, Any]) -> np.ndarray:
@@ -227,7 +237,7 @@ class KeptStore:
 
     def suffices(self, enough: Callable[[np.ndarray], bool]) -> bool:
         """Whether what is there is the whole file, or enough of it."""
-        state = self.state()
+        state = self.state(say=True)
         return state["complete"] or (state["texts"] > 0 and enough(self.rows(state)))
 
     def extend(
@@ -250,10 +260,9 @@ class KeptStore:
                         each.write(array.tobytes())
                         each.flush()
                         os.fsync(each.fileno())
-                    texts = np.concatenate([texts, rows])
-                    state |= {"texts": len(texts), "tokens": state["tokens"] + len(tokens), "place": place}
-                    self.write(state := state | {"type": tokens.dtype.name})
-                    if enough(texts):
+                    state |= {"texts": state["texts"] + len(rows), "tokens": state["tokens"] + len(tokens)}
+                    self.write(state := state | {"place": place, "type": tokens.dtype.name})
+                    if enough is not whole_file and enough(texts := np.concatenate([texts, rows])):
                         return
             self.write(state | {"complete": True})
 
@@ -266,27 +275,40 @@ class KeptStore:
         tokens = np.empty(0, state["type"])
         if state["tokens"]:
             tokens = np.memmap(self.tokens, state["type"], "r", shape=(state["tokens"],))
-        read = 1.0 if state["complete"] or not file.total else state["place"] / file.total
-        return TokenStore.all_of(tokens, self.rows(state), read)
+        return TokenStore.all_of(
+            tokens, self.rows(state), 1.0 if state["complete"] else share_read(state["place"], file)
+        )
 
 
 def kept_arrays(folder: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Arrays from a folder, mapped into memory; made and written by the first process that comes, while others wait.
 
-    Where the folder cannot be read or written, a note says so, and they are made anew, in memory.
+    Where the folder cannot be read or written, a note says so, and they are made in memory.
     """
-    done = folder / "complete"
+    names, made = folder / "complete.json", None
     try:
-        if not done.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
-                if not done.exists():
-                    for name, array in make().items():
-                        np.save(folder / f"{name}.npy", array.numpy())
-                    done.touch()
-        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.glob("*.npy")}
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            with contextlib.suppress(FileNotFoundError):
+                return load_arrays(folder, json.loads(names.read_text()))
+            made = make()
+            for name, array in made.items():
+                write_whole(folder / f"{name}.npy", functools.partial(save_array, array.numpy()))
+            write_whole(names, lambda path: path.write_text(json.dumps([*made])))
+        return load_arrays(folder, [*made])
     except (OSError, ValueError) as error:
-        warnings.warn(f"the cache {folder} cannot be used ({error}); what it is to hold is made anew", stacklevel=2)
-        with contextlib.suppress(OSError):
-            done.unlink()
-        return make()
+        warnings.warn(f"the cache {folder} cannot be used ({error}); nothing is kept", stacklevel=2)
+        for path in folder.glob("*.npy"):
+            with contextlib.suppress(OSError):
+                path.unlink()  # what others have mapped stays theirs
+        return made or make()
+
+
+def save_array(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:  # a name alone would get the ending .npy
+        np.save(file, array)
+
+
+def load_arrays(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Arrays by name, mapped into memory. FileNotFoundError or ValueError where one is missing or cut short."""
+    return {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in names}

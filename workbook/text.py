@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
@@ -186,9 +187,8 @@ def join_halves(stories: Sequence[str], count: int, seed: int = 0) -> Iterator[s
     """
     halves = []
     for story in stories:
-        ends = re.match(r"(?s)(.*\. |.*\s|.*)", story[: (len(story) + 1) // 2])
-        cut = ends.end() if ends else 0
-        halves.append((story[:cut], story[cut:]))
+        ends: Any = re.match(r"(?s)(.*\. |.*\s|.*)", story[: (len(story) + 1) // 2])
+        halves.append((story[: ends.end()], story[ends.end() :]))
     rng, order = random.Random(seed), [*range(len(halves))]
     for number in range(min(count, len(halves) ** 2)):
         distance, place = divmod(number, len(halves))
@@ -200,9 +200,13 @@ def join_halves(stories: Sequence[str], count: int, seed: int = 0) -> Iterator[s
 
 def write_stories(folder: str | Path, count: int, source: str | Path = "builtin", separator: str | None = None) -> int:
     """Write `count` stories as train.txt, made of the halves of a text's (see `join_halves`), and those that the text
-    holds out as valid.txt. How many there are: a small text makes fewer."""
-    most = 10_000 if source in GRAMMARS else None
-    stories = load_stories(source, limit=most, separator=separator)
+    holds out as valid.txt. How many there are: a small text makes fewer. ValueError where one of the files exists."""
+    if count < 1:
+        raise ValueError(f"{count} stories cannot be written; expected 1 or more")
+    for name in ("train.txt", "valid.txt"):
+        if Path(folder, name).exists():
+            raise ValueError(f"{Path(folder, name)} exists; name another folder")
+    stories = load_stories(source, limit=min(count, 10_000), separator=separator)
     held_back = load_stories(source, "validation", 2000 if source in GRAMMARS else None, separator=separator)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, texts in {"train.txt": join_halves(stories, count), "valid.txt": iter(held_back)}.items():

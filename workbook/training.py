@@ -193,10 +193,10 @@ class Replica(nn.Module):
 
 def weigh(part: Part, device: torch.device) -> Part:
     """A process's part with its share of the weight of all, and with the targets of all."""
-    weight, tokens = total = torch.tensor([part.weight, part.tokens], dtype=torch.float32, device=device)
-    weight = float(weight)
+    total = torch.tensor([part.weight, part.tokens], device=device)
     distributed.all_reduce(total)
-    return part._replace(weight=weight / max(float(total[0]), 1.0), tokens=int(total[1]))
+    weight, tokens = total.tolist()
+    return part._replace(weight=part.weight / max(weight, 1), tokens=tokens)
 
 
 class Trainer:
