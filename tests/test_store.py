@@ -449,3 +449,21 @@ def test_a_text_of_any_size_is_written_with_its_validation(tmp_path):
     with pytest.raises(ValueError, match="0 stories cannot be written"):
         write_stories(tmp_path / "other", 0)
     assert set(load_stories("builtin", limit=5000)) <= {*train}
+
+
+def test_the_command_that_writes_stories_says_how_many(tmp_path):
+    (tmp_path / "few.txt").write_text("One day. It rained.\n\nOnce more. It was dry.\n\nAt last. It snowed.\n")
+    command = [
+        sys.executable,
+        "-m",
+        "workbook",
+        "stories",
+        str(tmp_path / "made"),
+        "--stories",
+        str(tmp_path / "few.txt"),
+    ]
+    done = subprocess.run([*command, "--max_stories", "50"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 stories in" in done.stdout and "make 4 stories, and no more" in done.stderr
+    assert len(load_stories(tmp_path / "made", "train", None)) == 4
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 2 and "train.txt exists; name another folder" in again.stderr
