@@ -137,6 +137,20 @@ def size_slopes(sizes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({column: groups.apply(slope, column=column) for column in ("seconds", "peak_mb")})
 
 
+def losses_by_size(runs: pd.DataFrame) -> pd.DataFrame:
+    """Validation loss of each model, and of Kneser-Ney, by the stories of the text that it was trained on."""
+    by_stories = runs.groupby("max_stories")["kneser_ney_loss"].mean()
+    table = runs.pivot_table(index="max_stories", columns="models", values="validation_loss", sort=False)
+    return table.assign(**{"Kneser-Ney": by_stories})
+
+
+def larger_text_sentence(table: pd.DataFrame) -> str:
+    """What the largest text changes in the losses, against the smallest."""
+    least, most = table.index[[0, -1]]
+    changes = ", ".join(f"{name} {change:+.2f}" for name, change in (table.iloc[-1] - table.iloc[0]).items())
+    return f"{most / least:,.0f} times as many stories of the same halves change the loss: {changes} nats"
+
+
 def stage_names(sizes: pd.DataFrame) -> pd.Series:
     """Of each row the stage, with its model where it has one."""
     return (sizes["stage"] + " " + sizes["model"].fillna("")).str.strip()

@@ -650,6 +650,17 @@ def stories_tokens(runs: pd.DataFrame) -> None:
     ax.legend()
 
 
+@figure_of("stories_size_summary")
+def stories_size(runs: pd.DataFrame) -> None:
+    """Validation loss of each model and of counts against the number of stories, after equal seconds."""
+    table = findings.losses_by_size(runs)
+    labels = {"xlabel": "stories, made of the same halves", "ylabel": "validation loss (nats per token)"}
+    ax = slide(findings.larger_text_sentence(table), note=f"{runs['budget_seconds'].iloc[0]:.0f} s each, one seed", **labels)
+    plot_models(ax, table)
+    log_axes(ax, x=table.index)
+    ax.legend()
+
+
 @figure_of("stories_5min_summary")
 def stories_mixture(summary: pd.DataFrame) -> None:
     """Validation loss of each model, alone and mixed with counts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from workbook.files import write_whole
 from workbook.machine import describe_machine
 from workbook.notebooks import FOLDER, execute
 from workbook.records import RECORD, ROOT, load_runs, output_folder, save_run
+from workbook.text import write_stories
 
 TEXT = "--stories {stories} --max_stories 10000 --validation_stories 2000 --compact --block_size 1024 --head tied"
 RECIPE = "--schedule cosine --optimizer muon --clip 1 --bfloat16 auto --log_every 20 --samples 8 --max_new_tokens 100"
@@ -97,6 +99,18 @@ def equal_tokens() -> list[str]:
         for options, model, tokens in trained
     ]
     return [line.replace("{seed}", str(seed)) for line in lines for seed in range(3)]
+
+
+def more_text() -> list[str]:
+    """Five minutes of each model on ever more stories, made of the halves of the sample's; one seed."""
+    nets = {"k-gram": f"{KGRAM} --embed_size 160", "LSTM": LSTM, "Transformer": TRANSFORMER}
+    line = f"{TEXT} {RECIPE} --unigram_bias --seed 0 --budget_seconds 300 --record stories_size"
+    line = line.replace("{stories}", "{many}").replace("--max_stories 10000", "--max_stories {stories}")
+    return [
+        line.replace("{stories}", str(stories)) + f' {options} --label "{model}, {stories:,} stories"'
+        for stories in SIZES[::2] + SIZES[-1:]
+        for model, options in nets.items()
+    ]
 
 
 def other_starts() -> list[str]:
@@ -208,6 +222,7 @@ def recordings() -> dict[str, Recording]:
         "stories_tokens": Recording(
             summary.format("stories_tokens"), 45, commands=tuple(equal_tokens()), shown_in="06"
         ),
+        "stories_size": Recording(summary.format("stories_size"), 80, commands=tuple(more_text()), shown_in="04"),
         "stories_reuse": Recording(tables.format("stories_reuse"), 8, commands=tuple(other_starts()), shown_in="04"),
         "cost": book("05", names("cost", cost), 45, COMPLETE=True, ROUNDS=5, TEXT="{stories}"),
         "cost_sizes": book("05", "cost_sizes", 15, SIZES=SIZES, TEXT="{stories}"),
@@ -253,7 +268,8 @@ def record(names: Sequence[str], stories: str | None = None, resume: bool = Fals
     usual = [name for name, each in known.items() if not each.prefix]
     wanted = set(names or usual) | {known[name].shown_in for name in names} | {"06"}
     chosen = {name: each for name, each in known.items() if name in wanted}
-    needy = [name for name, each in chosen.items() if "{stories}" in f"{each.commands}{each.parameters}"]
+    of_stories = re.compile("{(stories|many)}")
+    needy = [name for name, each in chosen.items() if of_stories.search(f"{each.commands}{each.parameters}")]
     if needy and not (stories and Path(stories).is_dir()):
         raise ValueError(f"{', '.join(needy)} train on TinyStories; give --stories FOLDER with train.txt and valid.txt")
     print(f"recording {', '.join(chosen)}: about {sum(each.minutes for each in chosen.values()):.0f} minutes")
@@ -274,6 +290,9 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
     if folder_of_stories:  # whatever the folder is called: records name the text by this
         Path(stories).unlink(missing_ok=True)
         Path(stories).symlink_to(Path(folder_of_stories).resolve())
+    many = folder / "many"
+    if "{many}" in f"{each.commands}" and not many.exists():
+        write_stories(many, SIZES[-1], stories)
     files = [f"{name}.csv" for name in each.files.split()]
     if not (resume and log.exists()):
         log.write_text("")
@@ -284,7 +303,8 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
     os.environ["WORKBOOK_OUT"] = str(folder)  # of the kernel and the command lines
     try:
         for line in (line for line in each.commands if line not in done):
-            command = line.format(stories=shlex.quote(stories), out=shlex.quote(str(folder)))
+            places = {"stories": stories, "many": many, "out": folder}
+            command = line.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
             print(f"$ python pico-llm.py {command}", flush=True)
             words = shlex.split(command)
             if "--output_dir" in words:  # what an earlier recording left there
