@@ -118,7 +118,8 @@ def test_the_slope_of_a_power_law_is_its_power():
 
 def test_what_a_larger_text_changes():
     runs = [(10, "LSTM", 2.5, 3.0), (1000, "LSTM", 2.25, 4.0), (10, "k-gram", 2.75, 3.0), (1000, "k-gram", 2.75, 4.0)]
-    table = findings.losses_by_size(frame("max_stories models validation_loss kneser_ney_loss", *runs))
+    runs = [(*run, math.nan) for run in runs] + [(1000, "LSTM", 9.0, 4.0, 2)]  # in two processes
+    table = findings.losses_by_size(frame("max_stories models validation_loss kneser_ney_loss processes", *runs))
     assert table.loc[1000].to_dict() == {"LSTM": 2.25, "k-gram": 2.75, "Kneser-Ney": 4.0}
     sentence = findings.larger_text_sentence(table)
     assert sentence.startswith("100 times as many") and "LSTM -0.25, k-gram +0.00, Kneser-Ney +1.00" in sentence

@@ -139,6 +139,7 @@ def size_slopes(sizes: pd.DataFrame) -> pd.DataFrame:
 
 def losses_by_size(runs: pd.DataFrame) -> pd.DataFrame:
     """Validation loss of each model, and of Kneser-Ney, by the stories of the text that it was trained on."""
+    runs = runs[runs["processes"].isna()]  # one process
     by_stories = runs.groupby("max_stories")["kneser_ney_loss"].mean()
     table = runs.pivot_table(index="max_stories", columns="models", values="validation_loss", sort=False)
     return table.assign(**{"Kneser-Ney": by_stories})

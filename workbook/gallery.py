@@ -655,7 +655,8 @@ def stories_size(runs: pd.DataFrame) -> None:
     """Validation loss of each model and of counts against the number of stories, after equal seconds."""
     table = findings.losses_by_size(runs)
     labels = {"xlabel": "stories, made of the same halves", "ylabel": "validation loss (nats per token)"}
-    ax = slide(findings.larger_text_sentence(table), note=f"{runs['budget_seconds'].iloc[0]:.0f} s each, one seed", **labels)
+    note = f"{runs['budget_seconds'].iloc[0]:.0f} s each, one seed"
+    ax = slide(findings.larger_text_sentence(table), note=note, **labels)
     plot_models(ax, table)
     log_axes(ax, x=table.index)
     ax.legend()

@@ -102,15 +102,17 @@ def equal_tokens() -> list[str]:
 
 
 def more_text() -> list[str]:
-    """Five minutes of each model on ever more stories, made of the halves of the sample's; one seed."""
+    """Five minutes of each model on ever more stories, made of the halves of the sample's; one seed. The last once more
+    in two processes."""
     nets = {"k-gram": f"{KGRAM} --embed_size 160", "LSTM": LSTM, "Transformer": TRANSFORMER}
     line = f"{TEXT} {RECIPE} --unigram_bias --seed 0 --budget_seconds 300 --record stories_size"
     line = line.replace("{stories}", "{many}").replace("--max_stories 10000", "--max_stories {stories}")
-    return [
+    lines = [
         line.replace("{stories}", str(stories)) + f' {options} --label "{model}, {stories:,} stories"'
         for stories in SIZES[::2] + SIZES[-1:]
         for model, options in nets.items()
     ]
+    return [*lines, f"torchrun {lines[-2]}".replace(' stories"', ' stories, two processes"')]
 
 
 def other_starts() -> list[str]:
@@ -305,11 +307,13 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
         for line in (line for line in each.commands if line not in done):
             places = {"stories": stories, "many": many, "out": folder}
             command = line.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
-            print(f"$ python pico-llm.py {command}", flush=True)
-            words = shlex.split(command)
+            words, program = shlex.split(command), ["pico-llm.py"]
+            if words[0] == "torchrun":
+                words, program = words[1:], ["-m", "torch.distributed.run", "--nproc-per-node=2", *program]
+            print(f"$ python {shlex.join(program + words)}", flush=True)
             if "--output_dir" in words:  # what an earlier recording left there
                 shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
-            subprocess.run([sys.executable, "pico-llm.py", *words], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, *program, *words], cwd=ROOT, check=True)
             with log.open("a") as lines:
                 lines.write(f"{line}\n")
         if each.notebook:
