@@ -201,7 +201,7 @@ def test_figures_are_drawn_into_the_folder_that_is_named(tmp_path):
 # ---------------------------------------------------------------- titles say what their data shows
 
 LOSSES = ["loss", "validation_loss", "mean_loss", "mixed_loss", "kneser_ney_loss"]
-OF_SEEDS = ["kgram_loss_curves", "kgram_throughput", "kgram_stories", "kgram_by_k", "stories_curves"]
+OF_SEEDS = ["kgram_side_by_side", "kgram_stories", "kgram_by_k", "stories_curves"]
 OF_SEEDS += ["interview_decision"]
 OF_MODELS = [*OF_SEEDS, "kgram_by_cost", "kgram_first_scale", "kgram_floors", "stories_mixture", "stories_live_curves"]
 OF_MODELS += ["top_p_coloured_story", "top_p_quality_diversity"]
@@ -244,7 +244,7 @@ def test_a_title_of_one_seed_shows_no_difference_and_no_winner(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["kgram_loss_curves", "kgram_stories", "kgram_by_k", "stories_curves", "interview_decision"]
+    "name", ["kgram_side_by_side", "kgram_stories", "kgram_by_k", "stories_curves", "interview_decision"]
 )
 def test_a_title_of_equal_losses_names_no_winner(name):
     title = title_with(name, lambda frame: frame.assign(**{column: 2.0 for column in LOSSES if column in frame}))
@@ -252,7 +252,7 @@ def test_a_title_of_equal_losses_names_no_winner(name):
 
 
 @pytest.mark.parametrize("factor", [0.5, 2])
-@pytest.mark.parametrize("name", ["kgram_loss_curves", "kgram_stories", "stories_curves"])
+@pytest.mark.parametrize("name", ["kgram_side_by_side", "kgram_stories", "stories_curves"])
 def test_a_title_names_a_fourth_model_where_it_differs(name, factor):
     def change(frame):
         if "model" not in frame:
@@ -264,7 +264,7 @@ def test_a_title_names_a_fourth_model_where_it_differs(name, factor):
         return pd.concat([frame, mine])
 
     title = title_with(name, change)
-    quantity = "mean loss" if name == "kgram_loss_curves" else "validation loss"
+    quantity = "mean loss" if name == "kgram_side_by_side" else "validation loss"
     if factor < 1:
         assert f"mine has the lowest {quantity}" in title
     else:
@@ -276,14 +276,21 @@ def test_a_title_of_speed_names_the_slowest_and_none_where_seeds_disagree():
         mine = frame[frame["model"] == "embedding"].assign(model="mine", step_s=lambda rows: 100 * rows["step_s"])
         return pd.concat([frame, mine])
 
-    assert title_with("kgram_throughput", slow).startswith("Speed: mine trains 99%")
+    def title(change):
+        set_style()
+        figure = gallery.draw("kgram_side_by_side", lambda run: change(load_runs(run)))
+        words = " ".join(figure.axes[1].get_title("left").split())
+        plt.close(figure)
+        return words
+
+    assert title(slow).startswith("Mine trains 99%")
     flip = {0: 1.0, 1: 1.0, 2: 0.01}  # with the last seed one-hot is the fastest
 
     def disagree(frame):
         factor = frame["seed"].map(flip).where(frame["model"] == "one-hot", 1.0)
         return frame.assign(step_s=frame["step_s"] * factor)
 
-    assert title_with("kgram_throughput", disagree) == "Speed: the order of the training speeds changes with the seed"
+    assert title(disagree) == "The order of the training speeds changes with the seed"
 
 
 def test_no_model_is_said_to_save_where_none_does():

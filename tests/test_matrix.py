@@ -90,6 +90,7 @@ SMALL = {
     "03": {"STEPS": 40, "SAMPLES": 32, "GROUP": 8, "DRAWS": 100},
     "05": {"ROUNDS": 1},
     "04": {"TRAIN": 300, "HELD_OUT": 60, "BUDGET": 1, "STEPS": 40},
+    "07": {"STEPS": 20, "SEEDS": 3},
 }
 CASES = [
     ("01", {"BLOCK_SIZE": 64}),
@@ -127,6 +128,9 @@ CASES = [
     ("05", {"TEXT": "{lines}", "threads": 1}),
     ("06", {"SEED": 1}),
     ("06", {"OWN": True, "threads": 1}),
+    ("07", {"SEED": 1}),
+    ("07", {"TEXT": "{german}"}),
+    ("07", {"TEXT": "{lines}", "threads": 1}),
 ]
 
 
@@ -175,7 +179,7 @@ def test_a_fourth_design_is_in_every_table_and_record(run, workbook_out, changed
         tables = [output.data["text/plain"] for output in cell.get("outputs", []) if "data" in output]
         listed = [table for table in tables if "one-hot" in table and "embedding" in table and "rescaled" not in table]
         assert all("mine" in table for table in listed) or "COMPLETE" in cell.source, cell.source
-    for figure in ("kgram_loss_curves", "kgram_throughput", "kgram_parameters", "kgram_speed", "kgram_floors"):
+    for figure in ("kgram_side_by_side", "kgram_parameters", "kgram_speed", "kgram_floors"):
         assert "mine" in (workbook_out / "figures" / f"{figure}.svg").read_text(encoding="utf-8"), figure
     decided = "\n".join(outputs(run("06", {"OWN": True})))
     assert re.search(r"^mine: another is better in \d+ of \d+", decided, re.M)

@@ -37,6 +37,7 @@ def test_notebooks_are_there():
         "04_tinystories",
         "05_cost_of_a_token",
         "06_interview",
+        "07_bug_museum",
     ]
 
 
@@ -183,6 +184,17 @@ def test_a_notebook_runs_on_a_machine_without_a_network(tmp_path):
     done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "01_sanity_check.ipynb").exists()
+
+
+def test_no_fault_of_the_museum_has_become_a_no_op():
+    """Its check holds without it, and says what it found with it in place."""
+    museum = notebooks.notebook_module("07_bug_museum", "imports", "export")
+    assert len(museum.FAULTS) == 15
+    for name, fault in museum.FAULTS.items():
+        assert museum.caught(fault.check) is None, name
+        with museum.mock.patch(fault.target, fault.wrong):
+            assert museum.caught(fault.check), name
+        assert museum.caught(fault.check) is None, name
 
 
 def test_no_cell_is_longer_than_a_class(notebook):

@@ -192,12 +192,36 @@ def test_notebooks_link_to_names_that_are_there():
 
 def test_the_readme_opens_index_and_slides(tmp_path, monkeypatch):
     monkeypatch.setattr(workbook.site, "ROOT", tmp_path)
-    first = "# The book\n\nWhat it is:\n[figures](data/notes.csv), [web](https://example.org).\n\n![A picture](x.png)\n"
-    lead = "What it is:\n[figures](../data/notes.csv), [web](https://example.org)."
-    finding = "\n\n**A is\nfaster.** By 3.\n\n**More.**\n"
-    for middle, end in ((finding, "\n\nThe recorded runs show: **A is\nfaster.**"), ("", "")):
-        (tmp_path / "README.md").write_text(f"{first}{middle}\n## Start\n\n**Not this.**\n", encoding="utf-8")
-        assert read_readme() == ("The book", lead + end)
+    promise = "What it is:\n[figures](data/notes.csv), [web](https://example.org)."
+    for first in (promise, f"**{promise}**"):
+        text = f"# The book\n\n<p>A picture</p>\n\n{first}\n\nMore.\n\n## Start\n\n**Not this.**\n"
+        (tmp_path / "README.md").write_text(text, encoding="utf-8")
+        lead = "What it is:\n[figures](../data/notes.csv), [web](https://example.org)."
+        assert read_readme() == ("The book", lead)
+
+
+def test_each_question_is_a_card_with_its_number_and_its_line_of_code(site):
+    cards = site.pages[site.folder / "interview.html"].select("details.question")
+    assert [int(card.summary.text.split(".")[0]) for card in cards] == list(range(1, 27))
+    for card in cards:
+        assert card.summary.text.rstrip().endswith("?") and not card.has_attr("open")
+        assert card.p and card.select("pre, table, img"), card.summary.text
+        assert any(link.get("href", "").startswith(("source/", "0")) for link in card.select("a")), card.summary.text
+        assert not card.select(".highlight"), "code"
+
+
+def test_every_section_can_be_searched(site):
+    script = next(tag.text for tag in site.pages[site.folder / "index.html"].select("script") if "sections" in tag.text)
+    entries = json.JSONDecoder().raw_decode(script[script.index("[{") :])[0]
+    for path in sorted((ROOT / "notebooks").glob("[!.]*.ipynb")):
+        own = [entry for entry in entries if entry["address"].startswith(f"{path.stem}.html")]
+        page = site.pages[site.folder / f"{path.stem}.html"]
+        assert {entry["address"].partition("#")[2] for entry in own} == {
+            "",
+            *(h["id"] for h in page.select(".jp-MarkdownCell :is(h2, h3)")),
+        }
+    hits = [entry["address"] for entry in entries if "crosses p" in entry["text"]]
+    assert any(address.startswith("03_") for address in hits)
 
 
 def test_captions_title_and_order_the_gallery(tmp_path):
@@ -268,12 +292,13 @@ def test_the_command_writes_where_it_is_told_and_says_what_is_wrong(tmp_path, mo
 
 
 def test_the_command_says_what_it_made(site):
-    names = ["index.html", "slides.html", *(path.stem + ".html" for path in (ROOT / "notebooks").glob("[!.]*.ipynb"))]
+    books = sorted(path.stem + ".html" for path in (ROOT / "notebooks").glob("[!.]*.ipynb"))
+    names = ["index.html", "slides.html", "interview.html", *books]
     for name in names:
         assert short(site.folder / name) in site.printed and (site.folder / name) in site.pages
     assert "no such file" not in site.printed  # a link of a notebook that leads nowhere
     cards = site.pages[site.folder / "index.html"].select(".card")
-    assert [card["href"] for card in cards] == sorted(names[2:])
+    assert [card["href"] for card in cards] == books
     assert all(card.h3.text and card.p.text and "CPU time: " in card.text for card in cards)
     shown = {figure.img["src"] for figure in site.pages[site.folder / "index.html"].select("figure")}
     assert shown == {f"figures/{path.name}" for path in (ROOT / "figures").glob("*.png")}
@@ -363,7 +388,7 @@ def test_slides_run_and_fit_in_chromium(site, tmp_path):
     assert slides[0]["fontSize"] < slides[2]["fontSize"] == 30  # the long text was set smaller
 
 
-@pytest.mark.parametrize("name", ["index.html", "02_kgram_architectures.html"])
+@pytest.mark.parametrize("name", ["index.html", "interview.html", "02_kgram_architectures.html"])
 def test_pages_open_in_chromium(site, tmp_path, name):
     dom = open_in_chromium(site.folder / name, tmp_path)
     assert "<h1" in dom and "<main" in dom

@@ -1,31 +1,27 @@
-"""What README.md says of results is what data/runs holds: rendered by a command, parsed here, counted anew here."""
+"""What README.md and RESULTS.md say is what data/runs holds: rendered by a command, parsed here, counted anew here."""
 
 import csv
 import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
 from statistics import mean, median
 
 import pytest
 from oracles import ROOT
 
-from workbook import readme
+from workbook import config, readme
 from workbook.records import load_runs
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEMPLATE = (ROOT / "workbook" / "templates" / "README.md.j2").read_text(encoding="utf-8")
+README, RESULTS, CLI = ((ROOT / page).read_text(encoding="utf-8") for page in readme.PAGES)
+TEMPLATES = {page: (readme.TEMPLATES / f"{page}.j2").read_text(encoding="utf-8") for page in readme.PAGES}
+EXPERIMENTS = re.search(r"^## Change something\n.*?```\n(.*?)\n```", README, re.S | re.M)[1].split("\n")
 DESIGNS = ["one-hot", "embedding", "convolution"]
+GROUPS = [each for each in vars(config).values() if isinstance(each, type) and issubclass(each, config.Options)]
 
 # Settings and names, not results: the only numbers that the template itself says.
-SETTINGS = [
-    "Python 3.10 to 3.14",
-    "notebook 02",
-    "notebooks 02 and 03",
-    "notebooks 01 to 05",
-    "picture of 02, in 05",
-    "decision of 06",
-    "95 % interval",
-    "k=2",
-    "k=3",
-]
+SETTINGS = ["Python 3.10 to 3.14", "notebook 02", "notebooks 02 and 03", "95 % interval", "k=2", "k=3"]
 SETTINGS += ["hidden 256", '" 1"', '" 2"', '"0"', "p = 0.6", "p = 0.4", "p = 0.5", "p = 1", "32 rows", "token t+1"]
 SETTINGS += ["GPT-2", "bfloat16", "UTF-8"]  # names
 
@@ -36,13 +32,13 @@ def read(name, folder="runs/"):
         return list(csv.DictReader(file))
 
 
-def section(title):
-    return re.search(rf"^##+ {title}\n(.*?)(?=^##|\Z)", README, re.S | re.M)[1]
+def section(title, page=RESULTS):
+    return re.search(rf"^##+ {title}\n(.*?)(?=^##|\Z)", page, re.S | re.M)[1]
 
 
-def parse_table(title):
+def parse_table(title, page=RESULTS):
     """The rows of a section's table, cell by cell."""
-    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    lines = [line for line in section(title, page).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -61,27 +57,55 @@ def rates_of(rows, **chosen):
     return [int(row["tokens"]) / float(row["step_s"]) for row in rows]
 
 
-def test_the_readme_is_what_the_command_writes(tmp_path):
-    written = readme.write_readme(tmp_path / "README.md").read_text(encoding="utf-8")
-    assert written == README, "run `python -m workbook readme`"
+def test_the_pages_are_what_the_command_writes(tmp_path):
+    written = [path.read_text(encoding="utf-8") for path in readme.write_pages(tmp_path)]
+    assert written == [README, RESULTS, CLI], "run `python -m workbook readme`"
 
 
-def test_the_template_states_no_number_of_its_own():
-    text = re.sub(r"\{[{%].*?[}%]\}|```.*?```|`[^`]*`|\]\([^)]*\)", "", TEMPLATE, flags=re.S)  # values, code, links
+def test_the_templates_state_no_number_of_their_own():
+    text = "".join(TEMPLATES.values())
+    text = re.sub(r"\{[{%].*?[}%]\}|```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.S)  # values, code, links
     for setting in SETTINGS:
         assert setting in text, f"{setting!r} is said no more: take it off the list"
         text = text.replace(setting, "")
     assert not re.findall(r".*\d.*", text)
 
 
+def test_the_readme_is_a_front_door():
+    assert len(README.split()) <= 900
+    start = README.index("## Start")
+    first, last = README.index("figures/"), README.rindex('src="figures/')
+    assert first < last < start and "notes" not in README
+    assert "--inplace" not in README  # nothing that git keeps is written
+
+
+def test_there_are_five_experiments():
+    assert len(EXPERIMENTS) == 5
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("line", EXPERIMENTS)
+def test_each_experiment_of_the_readme_runs(line, tmp_path):
+    words = [str(tmp_path / word[4:]) if word.startswith("out/") else word for word in shlex.split(line)]
+    program = [sys.executable, *(["-m", "papermill"] if words[0] == "papermill" else [])]
+    done = subprocess.run([*program, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_option_stands_in_its_table():
+    listed = re.findall(r"^\| `--(?:\[no-\])?(\w+)", CLI, re.M)
+    assert sorted(listed) == sorted(each.name for part in GROUPS for each in fields(part))
+
+
 def test_every_run_that_is_named_is_there():
-    links = re.findall(r"\]\((data/[^)]+)\)", README)
+    links = re.findall(r"\]\((data/[^)]+)\)", RESULTS)
     assert len(links) > 15 and all((ROOT / link).is_file() for link in links)
 
 
 def test_every_module_stands_in_the_map():
-    modules = sorted(path.name for path in (ROOT / "workbook").glob("*.py") if path.name != "__init__.py")
-    assert sorted(re.findall(r"^\| `workbook/(\w+\.py)`", README, re.M)) == modules
+    modules = {path.name for path in (ROOT / "workbook").glob("*.py") if path.name != "__init__.py"}
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`workbook/(\w+\.py)`", section("Where things are", text))) == modules
 
 
 def test_the_table_of_designs():
@@ -160,7 +184,7 @@ def test_the_finding():
     for design in DESIGNS:
         fast, loop = (rates_of(speed, model=design, way=way) for way in ("distinct contexts", "loop"))
         factors.append(median(a / b for a, b in zip(fast, loop, strict=True)))
-    finding = " ".join(re.search(r"^\*\*(.*?)^## ", README, re.S | re.M)[1].split())
+    finding = " ".join(re.search(r"^\*\*(.*?)^## ", RESULTS, re.S | re.M)[1].split())
     assert f"{min(factors):,.0f} to {max(factors):,.0f} times as fast" in finding
     assert finding.startswith(
         f"The notes' {', '.join(row['tokens_per_s'] for row in read('notes', folder=''))} tokens/s"
@@ -169,7 +193,7 @@ def test_the_finding():
 
 def test_the_cpu_times():
     seconds = {row["notebook"]: float(row["seconds"]) for row in read("notebooks")}
-    lines = parse_table("The notebooks")
+    lines = parse_table("The notebooks", README)
     assert [re.search(r"notebooks/(\w+)\.ipynb", line[0])[1] for line in lines] == sorted(seconds)
     assert [numbers(line[2])[0] for line in lines] == pytest.approx([seconds[key] for key in sorted(seconds)], abs=0.5)
 
@@ -194,7 +218,7 @@ def one_seed(name):
 )
 def test_a_sentence_that_the_runs_do_not_bear_out_stops_the_rendering(load, sentence):
     with pytest.raises(ValueError, match=f"data/runs does not show that {sentence}: .* change the README's template"):
-        readme.render(load)
+        readme.render("RESULTS.md", load)
 
 
 def test_lines_are_wrapped_but_not_inside_code_tables_and_headings():

@@ -38,8 +38,8 @@ def write_site(args: argparse.Namespace) -> None:
 
 
 def write_readme(args: argparse.Namespace) -> None:
-    """Write README.md from its template and data/runs."""
-    readme.write_readme()
+    """Write README.md, RESULTS.md and CLI.md from their templates, data/runs and the options."""
+    readme.write_pages()
 
 
 def sample(args: argparse.Namespace) -> None:

@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 from workbook import ROOT
 
-LEFT_OUT = {"torch", "jupyter", "nbval", "pytest", "hypothesis", "sphinx-revealjs"}  # Colab's own, or for tests
+# Its own, or for tests and the command line.
+LEFT_OUT = {"torch", "jupyter", "papermill", "nbval", "pytest", "hypothesis", "sphinx-revealjs"}
 
 
 def install() -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -278,6 +278,24 @@ class OutputConfig(Options):
     resume: bool = option(False, "go on from the checkpoints in --output_dir, where there are any")
     record: str | None = option(None, "add losses, run rows, losses by position and samples to out/runs/TEXT*.csv (no)")
     label: str | None = option(None, "the model's name in records (that of --models)", needs="--output_dir or --record")
+
+
+def option_tables() -> list[dict[str, Any]]:
+    """The options of the command line by dataclass, as text: `title` and `rows` of option, help and needs."""
+    groups = (TextConfig, ModelConfig, BatchConfig, TrainingConfig, SampleConfig, MachineConfig, OutputConfig)
+    return [{"title": (group.__doc__ or "").split("\n")[0], "rows": list(option_rows(group))} for group in groups]
+
+
+def option_rows(group: type[Options]) -> Iterator[dict[str, str]]:
+    """Of each option how it is given, what it does with its default, and what it acts with."""
+    hints = get_type_hints(group)
+    for each in fields(group):
+        how = argument(each, hints[each.name])
+        value = "" if hints[each.name] is bool else how["metavar"] or "|".join(each.metadata["choices"])
+        name = f"--{'[no-]' if how.get('action') is argparse.BooleanOptionalAction else ''}{each.name}"
+        given = f"{name} [{value}]" if how.get("nargs") == "?" else f"{name} {value}".rstrip()
+        words = " ".join(how["help"].split()).replace("|", "\\|")
+        yield {"option": given.replace("|", "\\|"), "help": words, "needs": each.metadata.get("needs", "")}
 
 
 class Parser(argparse.ArgumentParser):

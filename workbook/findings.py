@@ -400,6 +400,12 @@ def cut_effect(exact: pd.DataFrame) -> str:
     )
 
 
+def boldness(written: pd.DataFrame) -> str:
+    """The least probable token that was drawn at each setting (rows of top_p_written)."""
+    least = written.groupby("setting", sort=False)["probability"].min()
+    return f"The boldest word: probability {', '.join(f'{value:.2g} at {name}' for name, value in least.items())}"
+
+
 def plus_minus(table: pd.DataFrame) -> pd.Series:
     """Means of a table from `intervals` with half of their 95 % interval, where they have one."""
     half = table["high"] - table["mean"]
@@ -803,6 +809,28 @@ def window_parts(by_k: pd.DataFrame, runs: pd.DataFrame) -> dict[str, float]:
     pooled, ends = by_k.loc[by_k["kgram_k"] == k, "validation_loss"].iloc[0], loss["pooled k-gram"]
     parts = {"net": loss["k-gram"] - pooled, "window": pooled - ends, "rest": ends - loss["LSTM"]}
     return parts | {"whole": sum(parts.values())}
+
+
+def museum_numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a reader of each fault's picture is told at its right end, and what is right (rows of museum_training …)."""
+    return rows.groupby(["fault", "who"], sort=False)["y"].last().unstack()[["right", "with the fault"]]
+
+
+def museum_sentence(rows: pd.DataFrame) -> str:
+    """How many of the faults move their number by more than a tenth."""
+    numbers = museum_numbers(rows)
+    moved = (numbers["with the fault"] - numbers["right"]).abs() > 0.1 * numbers["right"].abs()
+    return (
+        f"{moved.sum()} of {len(numbers)} faults move their number by more than a tenth: {join(numbers.index[moved])}"
+    )
+
+
+def fallen_sentence(rows: pd.DataFrame) -> str:
+    """How many of the curves with a fault fall to less than half of their first loss, and to what."""
+    losses = rows[rows["who"] == "with the fault"].groupby("fault", sort=False)["y"].agg(["first", "last"])
+    fallen, last = losses["last"] < losses["first"] / 2, losses["last"]
+    where = f"they end at {last.min():.2f} to {last.max():.2f} nats"
+    return f"{fallen.sum()} of {len(losses)} wrong trainings fall to less than half of their first loss; {where}"
 
 
 def cost(load: Load = load_runs) -> dict:

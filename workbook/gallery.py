@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,23 +262,15 @@ def kgram_speed(speed: pd.DataFrame) -> None:
 
 
 @figure_of("kgram_designs")
-def kgram_loss_curves(steps: pd.DataFrame) -> None:
-    """Training loss of each design, against steps and against seconds."""
+def kgram_side_by_side(steps: pd.DataFrame) -> None:
+    """Training loss of each design against steps, and its targets per second."""
     note = f"lines: mean of {steps['seed'].nunique()} seeds, bands: lowest to highest"
     runs = summarise(steps)
     loss = findings.comparison(intervals(runs, "mean_loss"), "mean loss")
-    title = f"First {runs['steps'].max()} steps: {loss}"
-    axes = slide(title, 1, 2, sharey=True, note=note)
-    for ax, x in zip(axes, ("step", "elapsed_s"), strict=True):
-        plot_loss_curves(steps, x, ax=ax, levels=LN_V, legend=False).set_xlabel(X_LABELS[x])
-    axes[1].set_ylabel("")
-    axes[0].legend()
-
-
-@figure_of("kgram_designs")
-def kgram_throughput(steps: pd.DataFrame) -> None:
-    """Targets per second of each design in training."""
-    plot_throughput(steps, title=f"Speed: {findings.speed_order(steps)}")
+    axes = slide(f"First {runs['steps'].max()} steps: {loss}", 1, 2, note=note)
+    plot_loss_curves(steps, ax=axes[0], levels=LN_V).set_xlabel(X_LABELS["step"])
+    speed = findings.speed_order(steps)
+    plot_throughput(steps, title=textwrap.fill(speed[0].upper() + speed[1:], 36), ax=axes[1])
 
 
 @figure_of("kgram_designs", "kgram_first_scale")
@@ -506,6 +499,16 @@ def top_p_coloured_story(told: pd.DataFrame) -> None:
     plt.colorbar(plt.cm.ScalarMappable(cmap=SHADES), ax=axes, label="probability of the token", pad=0.01, aspect=40)
 
 
+@figure_of("top_p_written")
+def top_p_written(written: pd.DataFrame) -> None:
+    """What a model writes at two settings, each token shaded by the probability that it was drawn with."""
+    axes = np.atleast_1d(slide(findings.boldness(written), written["setting"].nunique()))
+    for ax, (setting, rows) in zip(axes, written.groupby("setting", sort=False), strict=True):
+        draw_text(ax, rows.assign(outside=False))
+        ax.set_title(f"{rows['model'].iloc[0]}, {setting}")
+    plt.colorbar(plt.cm.ScalarMappable(cmap=SHADES), ax=axes, label="probability of the token", pad=0.01, aspect=40)
+
+
 @figure_of("top_p_quality")
 def top_p_quality_diversity(groups: pd.DataFrame) -> None:
     """Diversity and perplexity of texts that two models wrote at several settings."""
@@ -652,10 +655,11 @@ def stories_tokens(runs: pd.DataFrame) -> None:
 
 @figure_of("stories_size_summary")
 def stories_size(runs: pd.DataFrame) -> None:
-    """Validation loss of each model and of counts against the number of stories, after equal seconds."""
+    """Validation loss of each model and of counts against the number of stories, after equally many targets."""
     table = findings.losses_by_size(runs)
     labels = {"xlabel": "stories, made of the same halves", "ylabel": "validation loss (nats per token)"}
-    note = f"{runs['budget_seconds'].iloc[0]:.0f} s each, one seed"
+    tokens, steps = runs["budget_tokens"].max(), runs.loc[runs["models"] == "k-gram", "steps"].max()
+    note = f"{tokens / 1e6:.1f} M targets each, {steps:,} steps of the k-gram; one seed"
     ax = slide(findings.larger_text_sentence(table), note=note, **labels)
     plot_models(ax, table)
     log_axes(ax, x=table.index)
@@ -903,3 +907,86 @@ def interview_decision(evidence: pd.DataFrame) -> None:
     ax.set_yticks(range(len(criteria)), criteria, fontsize=18)
     ax.set(ylim=(len(criteria) - 0.5, -0.5), xlim=(0.9, 6))
     ax.legend(loc="lower right")
+
+
+# ------------------------------------------------------------------------------------------------------ 7 bug museum
+WHO = {"right": ("#0072B2", "-", ""), "with the fault": ("#D55E00", "--", "//")}  # colour, dash, hatch
+ROOMS = {  # what a fault's picture shows: y, x; of bars there is no x
+    "window": ("loss (nats)", "step"),
+    "mask": ("loss (nats)", "step"),
+    "padding": ("loss (nats)", "step"),
+    "token 0": ("loss (nats)", "step"),
+    "tied head": ("loss (nats)", "step"),
+    "nucleus": ("mass kept", "p"),
+    "ties": ("nuclei cut (%)", "p, in bfloat16"),
+    "float32 sum": ("tokens kept", "1 − p"),
+    "cache": ("error of the logits", "position"),
+    "split": ("validation loss", "step"),
+    "batch means": ("validation loss", "texts in a batch"),
+    "training mode": ("validation loss", "evaluation"),
+    "clock": ("tokens/s", ""),
+    "best seed": ("validation loss", ""),
+    "one side tuned": ("validation loss", ""),
+}
+LOGARITHMIC = {"mask", "padding", "token 0", "window", "tied head", "cache", "clock"}  # y
+
+
+def decades(values: pd.Series, every: Sequence[float] = (1, 3)) -> list[float]:
+    """Ticks of a logarithmic axis: 1 and 3 times the powers of ten between the lowest and the highest value."""
+    ticks = [step * 10.0**power for power in range(-9, 12) for step in every]
+    return [tick for tick in ticks if 0.8 * values.min() <= tick <= 1.2 * values.max()]
+
+
+def draw_room(ax: Axes, fault: str, rows: pd.DataFrame) -> None:
+    """A fault's picture beside the right one: lines, or bars where x are names."""
+    y, x = ROOMS[fault]
+    for number, (who, own) in enumerate(rows.groupby("who", sort=False)):
+        colour, dash, hatch = WHO[who]
+        if x:
+            where = own["x"].astype(float)
+            ax.plot(1 - where if x == "1 − p" else where, own["y"], dash, color=colour, linewidth=3, label=who)
+        else:
+            spots = np.arange(len(own)) + 0.4 * (number - 0.5)
+            ax.bar(spots, own["y"], 0.38, color=colour, hatch=hatch, edgecolor="white", label=who)
+            ax.set_xticks(range(len(own)), own["x"])
+    if fault in LOGARITHMIC:
+        log_axes(ax, y=decades(rows["y"], (1,) if rows["y"].max() > 1000 * rows["y"].min() else (1, 3)))
+    if fault in ("float32 sum", "batch means"):
+        where = rows["x"].astype(float)
+        log_axes(ax, x=where.unique() if fault == "batch means" else [0.1, 0.001, 1e-5])
+    if x == "1 − p":
+        ax.invert_xaxis()
+    told = findings.museum_numbers(rows).iloc[0]
+    right, wrong = (short_number(value) if value >= 1000 else f"{value:.2f}" for value in told)
+    ax.set_title(f"{fault}\n{wrong}, not {right}", fontsize=17)
+    ax.set_xlabel(x, fontsize=16)
+    ax.set_ylabel(y, fontsize=16)
+    ax.tick_params(labelsize=16)
+
+
+def draw_wing(title: str, rows: pd.DataFrame, *shape: int) -> None:
+    """The pictures of several faults, with one legend."""
+    axes = np.ravel(slide(title, *shape, note="below each name: the last number of both"))
+    for ax, (fault, own) in zip(axes, rows.groupby("fault", sort=False), strict=False):
+        draw_room(ax, fault, own)
+    for ax in axes[rows["fault"].nunique() :]:
+        ax.axis("off")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="lower left", ncols=2, fontsize=16)
+
+
+@figure_of("museum_training")
+def museum_training(rows: pd.DataFrame) -> None:
+    """Loss curves of trainings with a fault, each beside the right one."""
+    draw_wing(findings.fallen_sentence(rows), rows, 2, 3)
+
+
+@figure_of("museum_sampling")
+def museum_sampling(rows: pd.DataFrame) -> None:
+    """What faults of sampling change, each beside the right one."""
+    draw_wing(f"Sampling: {findings.museum_sentence(rows)}", rows, 2, 2)
+
+
+@figure_of("museum_reporting")
+def museum_reporting(rows: pd.DataFrame) -> None:
+    """What faults of reporting make of one and the same model."""
+    draw_wing(f"Reporting: {findings.museum_sentence(rows)}", rows, 2, 3)

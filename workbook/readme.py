@@ -1,7 +1,9 @@
-"""README.md from its template, the record and findings.py: here a template is filled and a number written."""
+"""README.md, RESULTS.md and CLI.md from their templates, the record, findings.py and the options: here a template is
+filled and a number written."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import textwrap
@@ -10,11 +12,12 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from workbook import findings
+from workbook import config, findings
 from workbook.files import write_whole
 from workbook.records import ROOT, load_runs
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+PAGES = ("README.md", "RESULTS.md", "CLI.md")
 
 
 def number(value: float, digits: int = 0) -> str:
@@ -41,6 +44,7 @@ FILTERS = {
     "millions": lambda value, digits=1: f"{number(value / 1e6, digits)} M",
     "percent": lambda value, digits=0: f"{number(100 * value, digits)} %",
     "spread": lambda values, digits=0: f"{number(values.median(), digits)} ({span(values, digits)})",
+    "signed": lambda value, digits=2: f"{value:+.{digits}f}",
     "interval": lambda row, digits=2: f"{number(row['mean'], digits)} ({span(row[['low', 'high']], digits)})",
 }
 
@@ -56,7 +60,7 @@ def wrap(text: str) -> str:
 
     blocks = re.split(r"\n{2,}", text.strip())
     for i, block in enumerate(blocks):
-        if not block.startswith(("#", "```", "|", "![")):
+        if not block.startswith(("#", "```", "|", "![", "<")):
             blocks[i] = "\n".join(fill(item) for item in re.split(r"\n(?=\* )", block))
     return "\n\n".join(blocks) + "\n"
 
@@ -69,12 +73,13 @@ def fill_template(name: str, **values: object) -> str:
     return environment.get_template(name).render(values)
 
 
-def render(load: findings.Load = load_runs) -> str:
-    """The whole README.md. ValueError where the record does not bear out a sentence of its template."""
-    return wrap(fill_template("README.md.j2", run=load, findings=findings))
+def render(page: str = "README.md", load: findings.Load = load_runs) -> str:
+    """The whole text of one of PAGES. ValueError where the record does not bear out a sentence of its template."""
+    return wrap(fill_template(f"{page}.j2", run=load, findings=findings, groups=config.option_tables()))
 
 
-def write_readme(path: Path = ROOT / "README.md") -> Path:
-    """Write README.md from the record; the path."""
-    text = render()
-    return write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+def write_pages(folder: Path = ROOT) -> list[Path]:
+    """Write PAGES from the record and the options, all or none; their paths."""
+    texts = {page: render(page) for page in PAGES}
+    write = functools.partial(functools.partial, Path.write_text, encoding="utf-8")
+    return [write_whole(folder / page, write(data=text)) for page, text in texts.items()]

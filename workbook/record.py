@@ -203,7 +203,7 @@ def book(number: str, files: str, minutes: float, **parameters: Any) -> Recordin
 def recordings() -> dict[str, Recording]:
     """By name, in the order in which they are made: notebooks 04 to 06 show what the long ones record."""
     summary, tables = "{0} {0}_summary", "{0} {0}_summary {0}_positions {0}_samples"
-    top_p = "3seqs by_hand coloured_story next_token nucleus_size quality"
+    top_p = "3seqs by_hand coloured_story next_token nucleus_size quality written"
     kgram = "dependency designs designs_summary first_scale layers floors floors_summary speed stories stories_summary"
     cost = "growth ladder latency parts processes rates shares texts threads"
     real = {"TEXT": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
@@ -241,6 +241,7 @@ def recordings() -> dict[str, Recording]:
         "04": book("04", names("stories", "live live_summary live_positions text_builtin window_builtin"), 1.5),
         "05": book("05", "", 1),
         "06": book("06", "", 0.5),
+        "07": book("07", names("museum", "training sampling reporting summary"), 1.5),
     }
 
 
@@ -348,5 +349,5 @@ def draw_record() -> str:
     titles = gallery.draw_figures(list(gallery.GALLERY), load_runs, folder=ROOT / "figures")
     captions = gallery.render_captions(titles)
     write_whole(ROOT / "figures" / "CAPTIONS.md", lambda path: path.write_text(captions, encoding="utf-8"))
-    readme.write_readme()
+    readme.write_pages()
     return f"{len(titles)} figures"

@@ -2,7 +2,8 @@
 
 slides.html is a deck in one file, from the cells of all notebooks that carry a tag: `slide` starts a slide,
 `slide-part` continues it, `notes` is for the speaker. Code is not shown, and beside a figure no other output.
-Each notebook becomes a page, and so does each file of code that it links to. index.html leads to all of them.
+Each notebook becomes a page, and so does each file of code that it links to. interview.html has the questions of the
+notebooks as cards without code. index.html leads to all of them, and searches their text.
 All pictures but those of index.html are taken from the notebooks' cells, so they show what the notebooks' run made.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import html
 import importlib.metadata
 import itertools
 import mimetypes
@@ -18,6 +20,7 @@ import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -38,6 +41,7 @@ SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tag
 SEARCH = {option: [str(TEMPLATES)] for option in ("extra_template_basedirs", "extra_template_paths")}  # of nbconvert
 NOT_ON_SLIDES = r"(?ms)^In Colab:.*?$|^## Exercises.*"
 NEXT_SECTION = r"(?ms)(?<=\n)#.*"  # what a cell of notes goes on with
+QUESTION = r"(?ms)^### (\d+\. [^\n]+)\n+(.*)"  # a heading with a number, and the answer
 
 
 class Site:
@@ -45,7 +49,7 @@ class Site:
 
     def __init__(self, output: Path, books: dict[str, str]):
         self.output, self.books = output, books  # notebooks' files, and their pages
-        self.pages = {"index.html", "slides.html", *books.values()}
+        self.pages = {"index.html", "slides.html", "interview.html", *books.values()}
         self.files: list[Path] = []
         self.linked: set[str] = set()  # project files, as paths from the root
         self.dead: set[str] = set()  # links without a target, left as plain text
@@ -117,8 +121,12 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
     for figure in figures:
         figure["caption"] = site.rewrite(markdown2html(figure["caption"]), "figures")
         site.write(f"figures/{figure['name']}.png", (ROOT / "figures" / f"{figure['name']}.png").read_bytes())
-    index = {"title": title, "lead": site.rewrite(markdown2html(lead)), "books": books, "figures": figures}
+    questions = [card for book in books for card in question_cards(book)]
+    index: dict[str, Any] = {"title": title, "lead": site.rewrite(markdown2html(lead))}
+    index |= {"books": books, "figures": figures}
+    index |= {"sections": [section for book in books for section in sections(book)], "questions": len(questions)}
     site.write("index.html", fill_template("page.html.j2", **index))
+    site.write("interview.html", site.rewrite(fill_template("page.html.j2", title="The interview", cards=questions)))
     cells = [cell for book in books for cell in slide_cells(book, site.left_out)]
     site.write("slides.html", site.rewrite(render_slides(title, lead, cells)))
     for before, book, after in zip([None, *books], books, [*books[1:], None], strict=False):
@@ -163,13 +171,57 @@ def read_book(path: Path) -> dict:
 
 
 def read_readme() -> tuple[str, str]:
-    """The README's title, and in Markdown its first paragraph and its finding, which begins a paragraph in bold."""
+    """The README's title, and in Markdown its first paragraph, without the bold type."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     heading, *blocks = re.split(r"\n\s*\n", re.split(r"\n## ", text)[0].strip())
-    lead = next(block for block in blocks if not re.match(r"[#!<]|\[!|\*\*", block))
-    finding = next((found[1] for block in blocks if (found := re.match(r"\*\*(.+?)\*\*", block, re.S))), "")
-    first = f"{lead}\n\nThe recorded runs show: **{finding}**" if finding else lead
-    return heading.lstrip("# "), re.sub(r"\]\((?!\w+:)", "](../", first)
+    lead = next(block for block in blocks if not re.match(r"[#!<]|\[!", block))
+    return heading.lstrip("# "), re.sub(r"\]\((?!\w+:)", "](../", lead.strip("*"))
+
+
+def sections(book: dict) -> Iterator[dict[str, str]]:
+    """The sections of a notebook's page, to be searched: its address, heading, and text in lower case."""
+    found: dict[str, str] = {"address": book["html"], "name": book["title"], "text": ""}
+    for cell in book["notebook"].cells:
+        if cell.cell_type != "markdown":
+            found["text"] += f" {cell.source.lower()}" if "google.colab" not in cell.source else ""
+            continue
+        text = markdown2html(cell.source.replace("(attachment:", "("))
+        for part in re.split(r"(?=<h[23] )", text):
+            node = BeautifulSoup(part, "html.parser")
+            if heading := node.select_one("h2, h3"):
+                yield found
+                name = f"{book['title']}: {heading.get_text().rstrip('¶')}"
+                found = {"address": f"{book['html']}#{heading['id']}", "name": name, "text": ""}
+            found["text"] += f" {node.get_text().lower()}"
+    yield found
+
+
+def question_cards(book: dict) -> Iterator[dict[str, Any]]:
+    """The questions of a notebook (headings with a number and a question mark): the answer, and what its cell shows."""
+    cells = book["notebook"].cells
+    for number, cell in enumerate(cells):
+        asked = re.search(QUESTION, cell.source) if cell.cell_type == "markdown" else None
+        if not asked or not asked[1].rstrip().endswith("?"):
+            continue
+        shown = itertools.takewhile(lambda other: other.cell_type == "code", cells[number + 1 :])
+        outputs = [part for other in shown for part in card_outputs(other)]
+        yield {"question": asked[1], "answer": markdown2html(with_formulas(asked[2])), "outputs": outputs}
+
+
+def card_outputs(cell: nbformat.NotebookNode) -> Iterator[str]:
+    """What a cell has printed and shown, as HTML."""
+    name_pictures(cell)
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if output.output_type == "stream" and output.name == "stdout":
+            yield f"<pre>{html.escape(output.text.strip())}</pre>"
+        elif "text/markdown" in data:
+            yield markdown2html(data["text/markdown"])
+        elif "image/png" in data:
+            alt = html.escape(output.metadata["alt"], quote=True)
+            yield f'<img src="data:image/png;base64,{data["image/png"].strip()}" alt="{alt}">'
+        elif "text/html" in data:
+            yield data["text/html"]
 
 
 def read_figures(folder: Path) -> list[dict]:
