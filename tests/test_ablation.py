@@ -23,7 +23,7 @@ def curve():
         ["embedding, again"],
         SEQUENCES,
         batch_size=4,
-        seeds=2,
+        seeds=range(2),
         steps=10,
     )
 

@@ -109,6 +109,7 @@ def test_no_module_speaks_of_a_place_that_is_gone():
 # ---------------------------------------------------------------- what a library leaves alone
 
 PRINTING = {"pico-llm.py": None, "workbook/__main__.py": None, "workbook/config.py": None, "workbook/record.py": None}
+PRINTING |= {"workbook/replicate.py": {"replicate"}}
 PRINTING |= {
     "workbook/generation.py": {"draw_samples"},
     "workbook/records.py": {"claim"},

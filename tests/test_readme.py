@@ -217,7 +217,7 @@ def one_seed(name):
     [(worse_embedding, "embedding has the lowest loss on stories"), (one_seed, "embedding and convolution are level")],
 )
 def test_a_sentence_that_the_runs_do_not_bear_out_stops_the_rendering(load, sentence):
-    with pytest.raises(ValueError, match=f"data/runs does not show that {sentence}: .* change the README's template"):
+    with pytest.raises(ValueError, match=f"data/runs does not show that {sentence}: .* change the template"):
         readme.render("RESULTS.md", load)
 
 

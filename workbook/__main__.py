@@ -1,4 +1,4 @@
-"""python -m workbook figures | site | readme | sample | stories | record: what is made from runs, weights or texts."""
+"""python -m workbook COMMAND: what is made from runs, weights or texts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from workbook import gallery, plots, readme, record, site
+from workbook import gallery, plots, readme, record, replicate, site
 from workbook.config import Parser, SampleConfig, add_options, read_config
 from workbook.experiment import load_trained
 from workbook.generation import draw_samples
-from workbook.records import load_runs, output_folder, short
+from workbook.records import load_runs, output_folder, save_run, short
 from workbook.text import write_stories
+
+COMMANDS = ("figures", "site", "readme", "sample", "stories", "record", "replicate")
 
 
 def draw_figures(args: argparse.Namespace) -> None:
@@ -69,9 +71,23 @@ def make_record(args: argparse.Namespace) -> None:
         record.record(args.names, args.stories, args.resume)
 
 
+def make_replica(args: argparse.Namespace) -> None:
+    """Run the experiments behind the published findings again with new seeds, and judge each sentence once more.
+
+    Without a NAME all of them: designs, sampling, and where --stories is given kgram_seconds, stories_tokens and
+    stories_5min. Their runs go to out/replicate, the table to out/runs/replication.csv.
+    """
+    table = replicate.replicate(args.names, args.seeds, args.minutes, args.stories, args.resume)
+    print(replicate.report(table))
+    path = replicate.keep(table) if args.keep else save_run(table, "replication")
+    print(f"in {short(path)}")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m workbook", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="figures | site | readme | sample | stories | record")
+    commands = parser.add_subparsers(
+        required=True, metavar="figures | site | readme | sample | stories | record | replicate"
+    )
 
     def add(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, description=function.__doc__)
@@ -96,6 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--list", action="store_true", help="print what makes which files, and in how many minutes")
     command.add_argument("--stories", metavar="FOLDER", help="TinyStories: a folder with train.txt and valid.txt")
     command.add_argument("--resume", action="store_true", help="leave out command lines that ran before it was stopped")
+    command = add("replicate", make_replica)
+    command.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    command.add_argument("--seeds", type=int, default=3, metavar="N", help="new seeds, 2 or more (3)")
+    command.add_argument("--minutes", type=float, metavar="M", help="begin nothing that would take longer (no)")
+    command.add_argument("--stories", metavar="FOLDER", help="TinyStories: a folder with train.txt and valid.txt")
+    command.add_argument("--resume", action="store_true", help="leave out command lines that ran before it was stopped")
+    command.add_argument("--keep", action="store_true", help="make the table part of the record")
     return parser
 
 

@@ -1,7 +1,7 @@
 """What the training of a k-gram design rests on: its learning rate, its initialisation, its layers."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ def whole_curve(
     sequences: Sequence[Tensor],
     *,
     batch_size: int = 32,
-    seeds: int = 4,
+    seeds: Iterable[int] = range(4),
     steps: int = STEPS,
 ) -> pd.DataFrame:
     """Step rows, five steps each, of `make(name, seed)` for each name, learning rate and seed.
@@ -31,7 +31,7 @@ def whole_curve(
     unigram and floor, the lowest mean loss (nats) of a model that sees no token and of one that sees k.
     """
     parts = []
-    for rate, seed in itertools.product(RATES, range(seeds)):
+    for rate, seed in itertools.product(RATES, seeds):
         chosen = [*names, *variants] if rate == min(RATES) else names
         models = {name: make(name, seed) for name in chosen}
         k, blank = next((model.k, model.blank) for model in models.values())

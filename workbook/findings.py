@@ -15,6 +15,7 @@ import pandas as pd
 from workbook.records import NO_INTERVAL, ROOT, intervals, load_runs, summarise, verdict
 
 Load = Callable[[str], pd.DataFrame]
+Check = Callable[..., None]  # (sentence, holds, shown)
 DESIGNS = ["one-hot", "embedding", "convolution"]
 KGRAM_K = {"3seqs.txt": 2, "stories": 3}  # in the cost records: the two texts, and the tokens of context
 NAMES = {"tinystories": "TinyStories", "builtin": "built-in stories", "small": "small stories"}  # of texts
@@ -560,47 +561,79 @@ def decision_table(criteria: Mapping[str, tuple[pd.DataFrame, bool]]) -> pd.Data
     return table.assign(verdict=[verdict(each, higher_is_better=higher) for each, higher in criteria.values()])
 
 
-def require(sentence: str, holds: bool) -> None:
-    """ValueError where the record does not bear out a sentence of the README."""
+def require(sentence: str, holds: bool, shown: object = "") -> None:
+    """ValueError where the record does not bear out a sentence of RESULTS.md; `shown` are the numbers it stands on."""
     if not holds:
-        raise ValueError(f"data/runs does not show that {sentence}: look at the runs, and change the README's template")
+        raise ValueError(
+            f"data/runs does not show that {sentence} ({numbers(shown)}): look at the runs, and change the template"
+        )
 
 
-def finding(load: Load = load_runs) -> dict:
+def numbers(shown: object) -> str:
+    """A table from `intervals`, a series by name, or a number, as text."""
+    if isinstance(shown, pd.DataFrame):
+        return ", ".join(f"{name} {evidence_cell(row)}" for name, row in shown.iterrows())
+    if isinstance(shown, pd.Series):
+        names = [" ".join(map(str, name)) if isinstance(name, tuple) else name for name in shown.index]
+        return ", ".join(f"{name} {numbers(value)}" for name, value in zip(names, shown, strict=True))
+    return f"{shown:,.3g}" if isinstance(shown, (float, np.floating)) else str(shown)
+
+
+def sentences(load: Load = load_runs) -> pd.DataFrame:
+    """Each sentence that RESULTS.md rests on, by section: whether these runs bear it out (`holds`), and their numbers
+    (`shown`)."""
+    rows: list[tuple[str, str, bool, str]] = []
+    sections = {"Speed": finding, "Three designs": designs, "Three designs on real stories": real_designs}
+    sections |= {"Sampling": sampling, "Stories": stories, "What a token costs": cost}
+    for section, block in sections.items():
+
+        def check(sentence: str, holds: bool, shown: object = "", section: str = section) -> None:
+            rows.append((section, sentence, bool(holds), numbers(shown)))
+
+        block(load, check)
+    return pd.DataFrame(rows, columns=["section", "sentence", "holds", "shown"]).set_index(["section", "sentence"])
+
+
+def finding(load: Load = load_runs, check: Check = require) -> dict:
     """How many times as fast the same mathematics runs, and how much of it is the text."""
     speed, shared = load("kgram_speed"), targets_per_context(load("cost_texts"))
     factors, loop = speed_factors(speed), with_rate(speed[speed["way"] == "loop"]).groupby("model")["rate"].median()
     close = (loop / notes()["tokens_per_s"]).between(0.5, 2).all()
-    require("the loop here has the notes' rates to a factor of two", close)
+    check("the loop here has the notes' rates to a factor of two", close, loop)
     last = factors["distinct contexts / one batch"]
-    require("the last step is mostly the text's repetition", last.max() < 2 * shared["3seqs.txt"])
+    check("the last step is mostly the text's repetition", last.max() < 2 * shared["3seqs.txt"], last)
     stories = ladder_factors(load("cost_ladder"), "loop").loc[("stories", "embedding")].median()
     return {"factors": factors, "shared": shared, "stories": stories}
 
 
-def designs(load: Load = load_runs) -> dict:
+def designs(load: Load = load_runs, check: Check = require) -> dict:
     """Loss, rates and sizes of the three designs, and on which text which is worse."""
     trained, stories = load("kgram_designs_summary"), load("kgram_stories_summary")
     loss, equal = intervals(trained, "mean_loss"), intervals(summarise(load("kgram_first_scale")), "mean_loss")
     short = intervals(stories, "validation_loss")
-    require("embedding and convolution are level", level(loss.drop("one-hot")))
-    require("one-hot has a higher loss than both", loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max())
+    check("embedding and convolution are level", level(loss.drop("one-hot")), loss.drop("one-hot"))
+    higher = loss.loc["one-hot", "low"] > loss.drop("one-hot")["high"].max()
+    check("one-hot has a higher loss than both", higher, loss)
     mixed = equal.drop("convolution rescaled")
-    require("one-hot and embedding rescaled have a lower loss than all three", mixed["high"].max() < loss["low"].min())
-    require("between these two no difference is shown", level(mixed))
+    lower = mixed["high"].max() < loss["low"].min()
+    check("one-hot and embedding rescaled have a lower loss than all three", lower, equal)
+    check("between these two no difference is shown", level(mixed), mixed)
     slower = equal.loc["convolution rescaled", "low"] > mixed["high"].max()
-    require("the convolution rescaled has a higher loss than both", slower)
-    require("embedding has the lowest loss on stories", verdict(short, higher_is_better=False) == "embedding")
+    check("the convolution rescaled has a higher loss than both", slower, equal)
+    lowest = verdict(short, higher_is_better=False)
+    check("embedding has the lowest loss on stories", lowest == "embedding", short)
     curve = load("kgram_curve")
     steps, most, whole = steps_to_floor(curve), curve["step"].max(), at_their_best(curve)
     tuned = whole["steps"]
-    require("at its best rate every design comes to the floor", tuned.max() < np.inf)
+    check("at its best rate every design comes to the floor", tuned.max() < np.inf, tuned)
     noted = intervals(mean_losses(curve[curve["learning_rate"] == curve["learning_rate"].min()]), "mean_loss")
     for where, table, there in (("the notes'", noted, steps.iloc[0]), ("its best", whole, tuned)):
         first = verdict(table.loc[list(loss.index)], higher_is_better=False)
-        require(f"at {where} rate the embedding has the lowest mean loss", first == "embedding")
-        require(f"at {where} rate the embedding is there first", there[list(loss.index)].idxmin() == "embedding")
-    require("one-hot rescaled is level with it", level(whole.loc[["embedding", "one-hot rescaled"]]))
+        own = there[list(loss.index)]
+        check(f"at {where} rate the embedding has the lowest mean loss", first == "embedding", table.loc[own.index])
+        check(f"at {where} rate the embedding is there first", own.idxmin() == "embedding", own)
+    both = whole.loc[["embedding", "one-hot rescaled"]]
+    check("one-hot rescaled is level with it", level(both), both)
     rate, each = with_rate(load("kgram_speed")).groupby(["model", "way"])["rate"], trained.groupby("model")
     values = {"loss": loss, "equal": equal, "short": short, "rate": rate.median().unstack()}
     values |= {
@@ -612,70 +645,81 @@ def designs(load: Load = load_runs) -> dict:
     return values | {"inputs": trained["kgram_k"].iloc[0] * trained["vocab_size"].iloc[0]}
 
 
-def real_designs(load: Load = load_runs) -> dict:
+def real_designs(load: Load = load_runs, check: Check = require) -> dict:
     """The designs on TinyStories: each at its best k, what a longer window and shared tables do, and smaller tables."""
     every = real_runs(load)
     runs, steps = first_budget(every), every[every["budget_seconds"].isna()]
     best, loss = intervals(at_best_k(runs), "validation_loss").assign(kgram_k=best_k(runs)), by_k(runs)
-    require("the rule leaves the convolution alone", verdict(best, higher_is_better=False) == "convolution")
+    check("the rule leaves the convolution alone", verdict(best, higher_is_better=False) == "convolution", best)
     mixed, others = by_k(runs, "mixed_loss"), best["kgram_k"].drop("convolution")
-    require("the loss of the convolution falls to the longest window", loss["convolution"].is_monotonic_decreasing)
-    require("the loss of the others rises before that", others.max() < loss.dropna().index[-1])
+    falls = loss["convolution"].is_monotonic_decreasing
+    check("the loss of the convolution falls to the longest window", falls, loss["convolution"])
+    check("the loss of the others rises before that", others.max() < loss.dropna().index[-1], others)
     lowest = (loss.index[-1], "convolution")
-    require("mixed with counts too the convolution with the longest window is lowest", mixed.stack().idxmin() == lowest)
+    least = mixed.stack()
+    mixture = "mixed with counts too the convolution with the longest window is lowest"
+    check(mixture, least.idxmin() == lowest, mixed.min())
     tables = table_effect(search_trials(load("kgram_search"), load("kgram_search_summary")))
-    require("the embedding gains most by smaller tables", (tables.idxmax(axis=1) == "embedding").all())
+    check("the embedding gains most by smaller tables", (tables.idxmax(axis=1) == "embedding").all(), tables.stack())
     apart = best["mean"].max() - best["mean"].min()
-    require("that is more than lies between the designs", tables["embedding"].min() > apart)
+    check("that is more than lies between the designs", tables["embedding"].min() > apart, apart)
     shared = (loss["one-hot"] - loss["embedding"]).dropna()
-    require("from k = 2 on one table for all places has the lower loss", (shared.loc[2:] > 0).all() and shared[1] < 0)
+    helps = (shared.loc[2:] > 0).all() and shared[1] < 0
+    check("from k = 2 on one table for all places has the lower loss", helps, shared)
     few, more = (steps[steps["steps"] == number] for number in sorted(steps["steps"].unique()))
     even = intervals(at_best_k(few), "validation_loss").assign(kgram_k=best_k(few), steps=few["steps"].iloc[0])
-    require("after equal steps too it leaves the convolution", verdict(even, higher_is_better=False) == "convolution")
+    left = verdict(even, higher_is_better=False)
+    check("after equal steps too it leaves the convolution", left == "convolution", even)
     further = at_best_k(more).set_index("model")[["kgram_k", "steps", "validation_loss"]]
-    require("with more steps the convolution is ahead", further["validation_loss"].idxmin() == "convolution")
+    ahead = further["validation_loss"].idxmin() == "convolution"
+    check("with more steps the convolution is ahead", ahead, further["validation_loss"])
     values = {"runs": runs, "best": best, "loss": loss, "mixed": mixed, "tables": tables, "apart": apart}
     return values | {"even": even, "further": further, "shared": shared, "size": by_k(runs, "parameters")}
 
 
-def sampling(load: Load = load_runs) -> dict:
+def sampling(load: Load = load_runs, check: Check = require) -> dict:
     """What p does to a fair coin and to stories, and what a text and the filter cost."""
     coin, quality = load("top_p_3seqs").set_index(["temperature", "p"]), load("top_p_quality")
     fair, small = coin.loc[(1, 0.6)], coin.loc[(1, 0.4)]
-    require("the coin is fair at p = 0.6", fair["low"] < 0.5 < fair["high"])
-    require("only one side is left at p = 0.4", small["' 1'"] in (0, 1))
+    check("the coin is fair at p = 0.6", fair["low"] < 0.5 < fair["high"], fair[["' 1'", "low", "high"]])
+    check("only one side is left at p = 0.4", small["' 1'"] in (0, 1), float(small["' 1'"]))
     bleu, judged = (intervals(quality, column, by="writer") for column in ("self-BLEU", "perplexity"))
     for name in ("k-gram", "LSTM"):
         less = bleu.loc[f"{name}, p = 1.0", "high"] < bleu.loc[f"{name}, p = 0.5", "low"]
-        require(f"the {name} is less diverse at p = 0.5 than at p = 1", less)
+        check(
+            f"the {name} is less diverse at p = 0.5 than at p = 1",
+            less,
+            bleu.loc[[f"{name}, p = 1.0", f"{name}, p = 0.5"]],
+        )
     for p in (writer.removeprefix("LSTM, ") for writer in judged.index if writer.startswith("LSTM, p")):
         better = judged.loc[f"LSTM, {p}", "high"] < judged.loc[f"k-gram, {p}", "low"]
-        require(f"the judge is less surprised by the LSTM at {p}", better)
+        check(f"the judge is less surprised by the LSTM at {p}", better, judged.loc[[f"LSTM, {p}", f"k-gram, {p}"]])
     return {"fair": fair, "cost": load("top_p_cost").groupby("logits")[["filter / sort", "kept"]].median()}
 
 
-def stories(load: Load = load_runs) -> dict:
+def stories(load: Load = load_runs, check: Check = require) -> dict:
     """The five-minute runs on TinyStories beside counts, and embeddings that start from another model's."""
     runs, reuse = load("stories_5min_summary"), load("stories_reuse_summary")
     kgram, text = runs[runs["model"] == "k-gram"].iloc[0], load("stories_text_tinystories").set_index("split")
     loss, starts = intervals(runs, "validation_loss"), intervals(reuse, "validation_loss")
     used, seconds = runs.groupby("model")["tokens"].mean(), runs["wall_s"].max()
-    require("LSTM and Transformer are level", level(loss.loc[["LSTM", "Transformer"]]))
-    require("the Transformer has used fewer tokens than the LSTM", used["Transformer"] < used["LSTM"])
+    both = loss.loc[["LSTM", "Transformer"]]
+    check("LSTM and Transformer are level", level(both), both)
+    check("the Transformer has used fewer tokens than the LSTM", used["Transformer"] < used["LSTM"], used)
     equal = equal_tokens(load)
     lowest = lowest_by_budget(equal)
     few, many = (lowest.index[lowest == name] for name in ("LSTM", "Transformer"))
     crossed = len(few) + len(many) == len(lowest) and few.max() < many.min()
-    require("with few tokens the LSTM has the lower loss, with more the Transformer", crossed)
-    require("the pooled k-gram lies between k-gram and LSTM", between(loss, "k-gram", "pooled k-gram", "LSTM"))
-    require("its text is that of the models", (text["vocab_size"] == kgram["vocab_size"]).all())
-    require("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm")
+    check("with few tokens the LSTM has the lower loss, with more the Transformer", crossed, budget_means(equal))
+    check("the pooled k-gram lies between k-gram and LSTM", between(loss, "k-gram", "pooled k-gram", "LSTM"), loss)
+    check("its text is that of the models", (text["vocab_size"] == kgram["vocab_size"]).all(), kgram["vocab_size"])
+    check("the LSTM's embedding helps most", verdict(starts, higher_is_better=False) == "from_lstm", starts)
     nats, bits = kgram["kneser_ney_loss"], kgram["bits_per_byte"] / kgram["validation_loss"]  # bits per byte for a nat
     values = {"kgram": kgram, "counted": {"loss": nats, "perplexity": np.exp(nats), "bits_per_byte": bits * nats}}
     values |= {"loss": loss.sort_values("mean", ascending=False), "mean": runs.groupby("model").mean(numeric_only=True)}
     values |= {"contexts": kgram["steps"] * kgram["batch_size"], "start_seconds": reuse["wall_s"].median()}
     values["cross"] = few.max(), many.min()
-    values["equal"] = equal.groupby(["budget_tokens", "model"])["validation_loss"].mean().unstack()
+    values["equal"] = budget_means(equal).unstack()
     values |= {"starts": starts, "seconds": seconds, "window": window_parts(load("stories_k_summary"), runs)}
     return values | {"text": text, "outside": text.loc["validation", "outside"] / text.loc["validation", "targets"]}
 
@@ -685,6 +729,11 @@ def equal_tokens(load: Load = load_runs) -> pd.DataFrame:
     runs = pd.concat([load("stories_5min_summary"), load("stories_tokens_summary")], ignore_index=True)
     runs = runs[runs["models"].isin(["LSTM", "Transformer"])].assign(model=lambda rows: rows["models"])
     return runs[runs.groupby("budget_tokens")["model"].transform("nunique") == 2].sort_values("budget_tokens")
+
+
+def budget_means(runs: pd.DataFrame) -> pd.Series:
+    """The mean loss after each number of tokens, by model (rows of `equal_tokens`)."""
+    return runs.groupby(["budget_tokens", "model"])["validation_loss"].mean()
 
 
 def lowest_by_budget(runs: pd.DataFrame) -> pd.Series:
@@ -833,11 +882,11 @@ def fallen_sentence(rows: pd.DataFrame) -> str:
     return f"{fallen.sum()} of {len(losses)} wrong trainings fall to less than half of their first loss; {where}"
 
 
-def cost(load: Load = load_runs) -> dict:
+def cost(load: Load = load_runs, check: Check = require) -> dict:
     """One training step, from the loop to all exact steps: rates, memory, growth, and what reused memory is worth."""
     ladder, parts, growth, processes = (load(f"cost_{name}") for name in ("ladder", "parts", "growth", "processes"))
     losses = processes.groupby(["model", "processes"])["loss"].last().unstack()
-    require("one and two processes end at the same loss", (losses[1] - losses[2]).abs().max() < 1e-4)
+    check("one and two processes end at the same loss", (losses[1] - losses[2]).abs().max() < 1e-4, losses[1])
     key, reuse = ["text", "model", "way"], ladder_factors(ladder, "one batch, memory reuse").median(axis=1)
     values = {"rate": with_rate(plain_ladder(ladder)).groupby(key)["rate"].median().unstack()}
     values |= {"peak_mb": plain_ladder(parts).set_index(key)["peak_mb"].unstack(), "reuse": reuse.unstack("model")}

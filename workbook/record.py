@@ -287,11 +287,18 @@ def record(names: Sequence[str], stories: str | None = None, resume: bool = Fals
 
 
 def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool = False) -> None:
-    """Run one recording in out/record and copy its files to data/runs. A file that it did not make is an error.
+    """Run one recording in out/record and copy its files to data/runs. A file that it did not make is an error."""
+    folder = output_folder("record") / each.prefix
+    files = run(each, folder_of_stories, log, resume, folder)
+    for name in files:
+        write_whole(RECORD / f"{each.prefix}{name}", functools.partial(shutil.copyfile, folder / "runs" / name))
+
+
+def run(each: Recording, folder_of_stories: str | None, log: Path, resume: bool, folder: Path) -> list[str]:
+    """Run the command lines and the notebook of a recording in a folder; the files that it makes in its runs/.
 
     `log` gets each command line that has run to its end; with `resume` those in it are left out.
     """
-    folder = output_folder("record") / each.prefix
     runs, stories = folder / "runs", str(folder / "tinystories")
     runs.mkdir(parents=True, exist_ok=True)
     if folder_of_stories:  # whatever the folder is called: records name the text by this
@@ -333,8 +340,7 @@ def make(each: Recording, folder_of_stories: str | None, log: Path, resume: bool
         del os.environ["WORKBOOK_OUT"]
         if before is not None:
             os.environ["WORKBOOK_OUT"] = before
-    for name in files:
-        write_whole(RECORD / f"{each.prefix}{name}", functools.partial(shutil.copyfile, runs / name))
+    return files
 
 
 def enter_seconds(notebook: str, seconds: float) -> None:
