@@ -210,6 +210,20 @@ def test_each_question_is_a_card_with_its_number_and_its_line_of_code(site):
         assert not card.select(".highlight"), "code"
 
 
+def test_a_recorded_replication_is_a_page(two_notebooks, tmp_path, monkeypatch):
+    monkeypatch.setattr(workbook.site, "RECORD", tmp_path)
+    head = "section,sentence,holds_record,shown_record,holds_new,shown_new,tried\n"
+    row = "Stories,A is lower <b>,True,A 1.0 (0.9 to 1.1),{},A 2.0,{}\n"
+    rows = [row.format(*pair) for pair in ((True, True), (False, True), (True, False))]
+    (tmp_path / "replication.csv").write_text(head + "".join(rows), encoding="utf-8")
+    build(tmp_path / "site", two_notebooks)
+    page = BeautifulSoup((tmp_path / "site" / "replication.html").read_text(encoding="utf-8"), "html.parser")
+    assert [line.select("td")[1].text for line in page.select("tbody tr")] == ["yes", "no"]
+    assert "A is lower <b>" in page.tbody.text and "A 1.0 (0.9 to 1.1)" in page.tbody.text
+    index = BeautifulSoup((tmp_path / "site" / "index.html").read_text(encoding="utf-8"), "html.parser")
+    assert index.select_one("a[href='replication.html']")
+
+
 def test_every_section_can_be_searched(site):
     script = next(tag.text for tag in site.pages[site.folder / "index.html"].select("script") if "sections" in tag.text)
     entries = json.JSONDecoder().raw_decode(script[script.index("[{") :])[0]

@@ -1,4 +1,4 @@
-"""`python -m workbook replicate`: which experiments run, what of a budget is spent, and what is said of each sentence."""
+"""`python -m workbook replicate`: which experiments run, what fits into a budget, what is said of each sentence."""
 
 import functools
 import shlex

@@ -114,7 +114,7 @@ def load_new(name: str, folder: Path) -> pd.DataFrame:
 def judge(load: findings.Load) -> pd.DataFrame:
     """Each sentence by the record and by the new runs."""
     old, new = findings.sentences(), findings.sentences(load)
-    table = old.join(new, lsuffix="_record", rsuffix="_new")
+    table = old.add_suffix("_record").join(new.add_suffix("_new"))
     return table.assign(tried=table["shown_record"] != table["shown_new"]).reset_index()
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas as pd
 from bs4 import BeautifulSoup
 from latex2mathml.converter import convert as latex_to_mathml
 from nbconvert import HTMLExporter, SlidesExporter
@@ -35,7 +36,7 @@ from pygments.lexers import PythonLexer
 from workbook.files import write_whole
 from workbook.notebooks import tags
 from workbook.readme import TEMPLATES, fill_template
-from workbook.records import ROOT, output_folder, short
+from workbook.records import RECORD, ROOT, output_folder, read_rows, short
 
 SLIDE_TYPES = {"slide": "slide", "slide-part": "-", "notes": "notes"}  # our tags and nbconvert's words for them
 SEARCH = {option: [str(TEMPLATES)] for option in ("extra_template_basedirs", "extra_template_paths")}  # of nbconvert
@@ -49,7 +50,7 @@ class Site:
 
     def __init__(self, output: Path, books: dict[str, str]):
         self.output, self.books = output, books  # notebooks' files, and their pages
-        self.pages = {"index.html", "slides.html", "interview.html", *books.values()}
+        self.pages = {"index.html", "slides.html", "interview.html", "replication.html", *books.values()}
         self.files: list[Path] = []
         self.linked: set[str] = set()  # project files, as paths from the root
         self.dead: set[str] = set()  # links without a target, left as plain text
@@ -125,6 +126,10 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
     index: dict[str, Any] = {"title": title, "lead": site.rewrite(markdown2html(lead))}
     index |= {"books": books, "figures": figures}
     index |= {"sections": [section for book in books for section in sections(book)], "questions": len(questions)}
+    if replication := read_replication():
+        page = fill_template("page.html.j2", title="The findings, with new seeds", replication=replication)
+        site.write("replication.html", page)
+    index["replication"] = len(replication)
     site.write("index.html", fill_template("page.html.j2", **index))
     site.write("interview.html", site.rewrite(fill_template("page.html.j2", title="The interview", cards=questions)))
     cells = [cell for book in books for cell in slide_cells(book, site.left_out)]
@@ -176,6 +181,13 @@ def read_readme() -> tuple[str, str]:
     heading, *blocks = re.split(r"\n\s*\n", re.split(r"\n## ", text)[0].strip())
     lead = next(block for block in blocks if not re.match(r"[#!<]|\[!", block))
     return heading.lstrip("# "), re.sub(r"\]\((?!\w+:)", "](../", lead.strip("*"))
+
+
+def read_replication() -> list[dict[str, Any]]:
+    """The rows of the recorded replication that were tried again, or none."""
+    path = RECORD / "replication.csv"
+    rows = read_rows(path) if path.exists() else pd.DataFrame({"tried": []})
+    return rows[rows["tried"].astype(bool)].to_dict("records")
 
 
 def sections(book: dict) -> Iterator[dict[str, str]]:
