@@ -129,7 +129,7 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
     if replication := read_replication():
         page = fill_template("page.html.j2", title="The findings, with new seeds", replication=replication)
         site.write("replication.html", page)
-    index["replication"] = len(replication)
+    index["replicated"] = len(replication)
     site.write("index.html", fill_template("page.html.j2", **index))
     site.write("interview.html", site.rewrite(fill_template("page.html.j2", title="The interview", cards=questions)))
     cells = [cell for book in books for cell in slide_cells(book, site.left_out)]
