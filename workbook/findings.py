@@ -407,6 +407,25 @@ def boldness(written: pd.DataFrame) -> str:
     return f"The boldest word: probability {', '.join(f'{value:.2g} at {name}' for name, value in least.items())}"
 
 
+def table_map_sentence(tables: pd.DataFrame) -> str:
+    """In each table, how many names have a name as nearest token (rows of top_p_tables)."""
+    count = tables.groupby("table")["name"].sum().iloc[0]
+    if not count:
+        return "The two tables of a k-gram, each on the plane in which it varies most"
+    near = ", ".join(
+        f"{table} {beside:.0f}" for table, beside in tables.groupby("table", sort=False)["near"].first().items()
+    )
+    return f"Names whose nearest token is a name, of {count}: {near}"
+
+
+def attention_sentence(rows: pd.DataFrame) -> str:
+    """How much of its attention each head has on the token itself and the one before (rows of stories_live_attention)."""
+    near = rows[(rows["position"] - rows["seen"] < 2) & (rows["position"] > 1)].groupby("head")["weight"].sum()
+    share = near / rows[rows["position"] > 1].groupby("head")["weight"].sum()
+    each = ", ".join(f"head {head} {value:.0%}" for head, value in share.items())
+    return f"Attention on the newest two tokens: {each}"
+
+
 def plus_minus(table: pd.DataFrame) -> pd.Series:
     """Means of a table from `intervals` with half of their 95 % interval, where they have one."""
     half = table["high"] - table["mean"]

@@ -509,6 +509,17 @@ def top_p_written(written: pd.DataFrame) -> None:
     plt.colorbar(plt.cm.ScalarMappable(cmap=SHADES), ax=axes, label="probability of the token", pad=0.01, aspect=40)
 
 
+@figure_of("top_p_tables")
+def top_p_tables(tables: pd.DataFrame) -> None:
+    """The tokens of a model's two tables on the plane in which each varies most, names apart from all others."""
+    title = findings.table_map_sentence(tables)
+    for ax, _, rows in panels(title, tables, "table", x="first direction", y="second direction", sharey=False):
+        for chosen, label, style in ((False, "all other tokens", "o"), (True, "names", "D")):
+            some = rows[rows["name"].astype(bool) == chosen]
+            ax.plot(some["x"], some["y"], style, color=COLOURS[chosen], alpha=1 if chosen else 0.45, label=label)
+    ax.legend()
+
+
 @figure_of("top_p_quality")
 def top_p_quality_diversity(groups: pd.DataFrame) -> None:
     """Diversity and perplexity of texts that two models wrote at several settings."""
@@ -664,6 +675,18 @@ def stories_size(runs: pd.DataFrame) -> None:
     plot_models(ax, table)
     log_axes(ax, x=table.index)
     ax.legend()
+
+
+@figure_of("stories_live_attention")
+def stories_live_attention(rows: pd.DataFrame) -> None:
+    """Where each head of the last block of a Transformer looks in the opening of a text."""
+    for ax, head, own in panels(findings.attention_sentence(rows), rows, "head", x="attends to"):
+        table = own.pivot(index="position", columns="seen", values="weight")
+        ax.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        names = own.drop_duplicates("position")["token"].str.strip()
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=16)
+        ax.set_yticks(range(len(names)), names, fontsize=16)
+        ax.set_title(f"head {head}")
 
 
 @figure_of("stories_5min_summary")

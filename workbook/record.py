@@ -203,7 +203,7 @@ def book(number: str, files: str, minutes: float, **parameters: Any) -> Recordin
 def recordings() -> dict[str, Recording]:
     """By name, in the order in which they are made: notebooks 04 to 06 show what the long ones record."""
     summary, tables = "{0} {0}_summary", "{0} {0}_summary {0}_positions {0}_samples"
-    top_p = "3seqs by_hand coloured_story next_token nucleus_size quality written"
+    top_p = "3seqs by_hand coloured_story next_token nucleus_size quality written tables"
     kgram = "dependency designs designs_summary first_scale layers floors floors_summary speed stories stories_summary"
     cost = "growth ladder latency parts processes rates shares texts threads"
     real = {"TEXT": "{stories}", "TRAIN": 10_000, "HELD_OUT": 2000, "BLOCK": 1024, "BUDGET": 6, "STEPS": 900}
@@ -238,7 +238,9 @@ def recordings() -> dict[str, Recording]:
         "01": book("01", summary.format("sanity_check"), 0.5),
         "02": book("02", names("kgram", kgram), 1.5),
         "03": book("03", names("top_p", top_p) + " generation_latency", 1.5),
-        "04": book("04", names("stories", "live live_summary live_positions text_builtin window_builtin"), 1.5),
+        "04": book(
+            "04", names("stories", "live live_summary live_positions live_attention text_builtin window_builtin"), 1.5
+        ),
         "05": book("05", "", 1),
         "06": book("06", "", 0.5),
         "07": book("07", names("museum", "training sampling reporting summary"), 1.5),
