@@ -43,7 +43,7 @@ def test_shares_are_of_all_attention():
     weights /= weights.sum(-1, keepdim=True)
     shares = inside.attention_shares(weights, 3)
     assert list(shares.index) == ["block 1, head 1", "block 1, head 2", "block 2, head 1", "block 2, head 2"]
-    assert shares.sum(1).to_numpy() == pytest.approx(1)
+    assert shares.sum(axis=1).to_numpy() == pytest.approx(1)
     assert shares["itself"].iloc[0] == pytest.approx(weights[0, 0].diagonal()[4:].mean().item())
     assert shares["the first token"].iloc[3] == pytest.approx(weights[1, 1, 4:, 0].mean().item())
 

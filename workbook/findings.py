@@ -419,7 +419,7 @@ def table_map_sentence(tables: pd.DataFrame) -> str:
 
 
 def attention_sentence(rows: pd.DataFrame) -> str:
-    """How much of its attention each head has on the token itself and the one before (rows of stories_live_attention)."""
+    """How much of its attention each head has on the newest two tokens (rows of stories_live_attention)."""
     near = rows[(rows["position"] - rows["seen"] < 2) & (rows["position"] > 1)].groupby("head")["weight"].sum()
     share = near / rows[rows["position"] > 1].groupby("head")["weight"].sum()
     each = ", ".join(f"head {head} {value:.0%}" for head, value in share.items())

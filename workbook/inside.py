@@ -36,8 +36,8 @@ def attention_weights(model: TransformerModel, tokens: Tensor) -> Tensor:
 
 
 def attention_shares(weights: Tensor, k: int) -> pd.DataFrame:
-    """Where the attention (blocks, heads, T, T) of the last half of the positions goes, a row a head: to the token itself,
-    the k - 1 before it, the first of the text, and all others."""
+    """Where the attention (blocks, heads, T, T) of the last half of the positions goes, a row a head: to the token
+    itself, the k - 1 before it, the first of the text, and all others."""
     late = weights[:, :, weights.shape[2] // 2 :]
     position = torch.arange(weights.shape[2] // 2, weights.shape[2], device=weights.device)
     distance = position[:, None] - torch.arange(weights.shape[3], device=weights.device)
