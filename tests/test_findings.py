@@ -429,8 +429,8 @@ def test_two_models_are_compared_after_the_tokens_that_both_were_trained_with():
 
 def test_require_names_the_sentence_and_the_remedy():
     findings.require("all is well", True)
-    with pytest.raises(ValueError, match="data/runs does not show that all is well: look at the runs, and change"):
-        findings.require("all is well", False)
+    with pytest.raises(ValueError, match=r"data/runs does not show that all is well \(a 1, b 2.5\): look at the runs"):
+        findings.require("all is well", False, pd.Series({"a": 1, "b": 2.5}))
 
 
 def worse(rows, model):
@@ -539,3 +539,48 @@ def test_the_last_layer_is_that_of_each_model_and_step():
     assert findings.layer_sentence(layers).endswith("on the context by 50% (a) down to 40% (b)")
     curve = curve_of({("a", 0.1): [[9, 1]], ("b", 0.1): [[9, 9]], ("c", 0.1): [[1, 1]]})
     assert findings.wait_correlation(layers, curve) == pytest.approx(-1)  # b, with less, does not arrive
+
+
+# ---------------------------------------------------------------- the museum, and the pictures of models
+
+
+def museum_rows(*ends):
+    """Rows of a museum's picture: two points for each fault, right and with it."""
+    return frame(
+        "fault who x y",
+        *[
+            (fault, who, x, y)
+            for fault, right, wrong in ends
+            for who, last in (("right", right), ("with the fault", wrong))
+            for x, y in ((1, 5.0), (2, last))
+        ],
+    )
+
+
+def test_what_a_fault_tells_is_its_last_number():
+    rows = museum_rows(("mask", 0.4, 0.03), ("token 0", 0.5, 0.49))
+    assert findings.museum_numbers(rows).loc["mask"].to_dict() == {"right": 0.4, "with the fault": 0.03}
+    assert findings.museum_sentence(rows) == "1 of 2 faults move their number by more than a tenth: mask"
+    fallen = findings.fallen_sentence(museum_rows(("mask", 0.4, 0.03), ("tied head", 0.5, 3.0)))
+    assert fallen.startswith("1 of 2 wrong trainings fall to less than half") and fallen.endswith("0.03 to 3.00 nats")
+
+
+def test_the_boldest_word_is_named_with_its_setting():
+    rows = frame("setting probability", ("p = 0.5", 0.5), ("p = 0.5", 0.25), ("p = 1.0", 0.004))
+    assert findings.boldness(rows) == "The boldest word: probability 0.25 at p = 0.5, 0.004 at p = 1.0"
+
+
+def test_attention_and_tables_in_a_sentence():
+    rows = frame("head position seen weight", (1, 2, 0, 0.75), (1, 2, 2, 0.25), (2, 2, 1, 1.0), (2, 0, 0, 1.0))
+    assert findings.attention_sentence(rows) == "Attention on the newest two tokens: head 1 25%, head 2 100%"
+    tables = frame("table name near", ("embedding", True, 0), ("embedding", False, 0), ("head", True, 1))
+    assert findings.table_map_sentence(tables) == "Names whose nearest token is a name, of 1: embedding 0, head 1"
+    assert "names" not in findings.table_map_sentence(tables.assign(name=False)).lower()
+
+
+def test_every_sentence_of_the_results_holds_and_shows_its_numbers():
+    table = findings.sentences()
+    assert table["holds"].all() and table.index.is_unique and (table["shown"] != "").all()
+    assert table.loc[("Three designs", "embedding and convolution are level"), "shown"].startswith(
+        "embedding 9.46 (8.83"
+    )
