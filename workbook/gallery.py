@@ -264,13 +264,15 @@ def kgram_speed(speed: pd.DataFrame) -> None:
 @figure_of("kgram_designs")
 def kgram_side_by_side(steps: pd.DataFrame) -> None:
     """Training loss of each design against steps, and its targets per second."""
-    note = f"lines: mean of {steps['seed'].nunique()} seeds, bands: lowest to highest"
+    note = (
+        f"lines: mean of {steps['seed'].nunique()} seeds, bands: lowest to highest; bars: median of n steps, quartiles"
+    )
     runs = summarise(steps)
     loss = findings.comparison(intervals(runs, "mean_loss"), "mean loss")
     axes = slide(f"First {runs['steps'].max()} steps: {loss}", 1, 2, note=note)
     plot_loss_curves(steps, ax=axes[0], levels=LN_V).set_xlabel(X_LABELS["step"])
     speed = findings.speed_order(steps)
-    plot_throughput(steps, title=textwrap.fill(speed[0].upper() + speed[1:], 36), ax=axes[1])
+    plot_throughput(steps, title=textwrap.fill(speed[0].upper() + speed[1:], 25), ax=axes[1]).set_xlabel("")
 
 
 @figure_of("kgram_designs", "kgram_first_scale")
