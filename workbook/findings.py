@@ -68,7 +68,8 @@ def speed_order(steps: pd.DataFrame) -> str:
         return "the order of the training speeds changes with the seed"
     if len(share) == 1:
         return f"{slowest} trains {share.iloc[0]:.0%} slower than {fastest} (one seed)"
-    return f"{slowest} trains {share.min():.0%} to {share.max():.0%} slower than {fastest}, seed by seed"
+    ends = [f"{end:.0%}" for end in (share.min(), share.max())]
+    return f"{slowest} trains {' to '.join(dict.fromkeys(ends))} slower than {fastest}, seed by seed"
 
 
 def plain_ladder(ladder: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -319,15 +319,7 @@ def run(each: Recording, folder_of_stories: str | None, log: Path, resume: bool,
     os.environ["WORKBOOK_OUT"] = str(folder)  # of the kernel and the command lines
     try:
         for line in (line for line in each.commands if line not in done):
-            places = {"stories": stories, "many": many, "out": folder}
-            command = line.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
-            words, program = shlex.split(command), ["pico-llm.py"]
-            if words[0] == "torchrun":
-                words, program = words[1:], ["-m", "torch.distributed.run", "--nproc-per-node=2", *program]
-            print(f"$ python {shlex.join(program + words)}", flush=True)
-            if "--output_dir" in words:  # what an earlier recording left there
-                shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
-            subprocess.run([sys.executable, *program, *words], cwd=ROOT, check=True)
+            run_line(line, {"stories": stories, "many": many, "out": folder})
             with log.open("a") as lines:
                 lines.write(f"{line}\n")
         if each.notebook:
@@ -343,6 +335,18 @@ def run(each: Recording, folder_of_stories: str | None, log: Path, resume: bool,
         if before is not None:
             os.environ["WORKBOOK_OUT"] = before
     return files
+
+
+def run_line(line: str, places: Mapping[str, Any]) -> None:
+    """Run one command line of pico-llm.py, with its {places} filled in; "torchrun" in front: in two processes."""
+    command = line.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
+    words, program = shlex.split(command), ["pico-llm.py"]
+    if words[0] == "torchrun":
+        words, program = words[1:], ["-m", "torch.distributed.run", "--nproc-per-node=2", *program]
+    print(f"$ python {shlex.join(program + words)}", flush=True)
+    if "--output_dir" in words:  # what an earlier recording left there
+        shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
+    subprocess.run([sys.executable, *program, *words], cwd=ROOT, check=True)
 
 
 def enter_seconds(notebook: str, seconds: float) -> None:

@@ -118,20 +118,8 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
         if book["html"] in [other["html"] for other in books[:number]]:
             book["html"] = f"{number}-{book['html']}"
     site = Site(Path(output), {book["name"]: book["html"] for book in books})
-    (title, lead), figures = read_readme(), read_figures(ROOT / "figures")
-    for figure in figures:
-        figure["caption"] = site.rewrite(markdown2html(figure["caption"]), "figures")
-        site.write(f"figures/{figure['name']}.png", (ROOT / "figures" / f"{figure['name']}.png").read_bytes())
-    questions = [card for book in books for card in question_cards(book)]
-    index: dict[str, Any] = {"title": title, "lead": site.rewrite(markdown2html(lead))}
-    index |= {"books": books, "figures": figures}
-    index |= {"sections": [section for book in books for section in sections(book)], "questions": len(questions)}
-    if replication := read_replication():
-        page = fill_template("page.html.j2", title="The findings, with new seeds", replication=replication)
-        site.write("replication.html", page)
-    index["replicated"] = len(replication)
-    site.write("index.html", fill_template("page.html.j2", **index))
-    site.write("interview.html", site.rewrite(fill_template("page.html.j2", title="The interview", cards=questions)))
+    title, lead = read_readme()
+    write_index(site, books, title, lead)
     cells = [cell for book in books for cell in slide_cells(book, site.left_out)]
     site.write("slides.html", site.rewrite(render_slides(title, lead, cells)))
     for before, book, after in zip([None, *books], books, [*books[1:], None], strict=False):
@@ -143,6 +131,23 @@ def build(output: Path, folder: Path = ROOT / "notebooks") -> Site:
         else:
             site.write(f"source/{name}", (ROOT / name).read_bytes())
     return site
+
+
+def write_index(site: Site, books: list[dict], title: str, lead: str) -> None:
+    """index.html with its figures, and beside it the interview as cards and the recorded replication."""
+    figures, replication = read_figures(ROOT / "figures"), read_replication()
+    for figure in figures:
+        figure["caption"] = site.rewrite(markdown2html(figure["caption"]), "figures")
+        site.write(f"figures/{figure['name']}.png", (ROOT / "figures" / f"{figure['name']}.png").read_bytes())
+    questions = [card for book in books for card in question_cards(book)]
+    index: dict[str, Any] = {"title": title, "lead": site.rewrite(markdown2html(lead))}
+    index |= {"books": books, "figures": figures, "questions": len(questions), "replicated": len(replication)}
+    index["sections"] = [section for book in books for section in sections(book)]
+    site.write("index.html", fill_template("page.html.j2", **index))
+    site.write("interview.html", site.rewrite(fill_template("page.html.j2", title="The interview", cards=questions)))
+    if replication:
+        page = fill_template("page.html.j2", title="The findings, with new seeds", replication=replication)
+        site.write("replication.html", page)
 
 
 def write_site(output: Path | None = None) -> None:
