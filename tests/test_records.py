@@ -63,8 +63,7 @@ def test_without_a_place_that_is_told_runs_go_to_out(tmp_path, monkeypatch):
     assert save_run(pd.DataFrame({"a": [1]}), "mine") == tmp_path / "out" / "runs" / "mine.csv"
     assert output_folder("figures") == tmp_path / "out" / "figures" and (tmp_path / "out" / "figures").is_dir()
     assert short(tmp_path / "out" / "runs") == "out/runs" and short(ROOT / "data") == str(ROOT / "data")
-    ignored = (ROOT / "out" / ".gitignore").read_text(encoding="utf-8").splitlines()[1:]
-    assert ignored == ["*", "!.gitignore"]  # the folder is there in a fresh clone, and nothing in it is tracked
+    assert "/out/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()
 
 
 @pytest.mark.parametrize("name", ["../../data/runs/kgram_speed", "/run", "a/b", "..", ".lock", "", "a\0b", "é" * 101])

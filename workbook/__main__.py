@@ -85,9 +85,7 @@ def make_replica(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m workbook", description=__doc__)
-    commands = parser.add_subparsers(
-        required=True, metavar="figures | site | readme | sample | stories | record | replicate"
-    )
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
 
     def add(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, description=function.__doc__)
